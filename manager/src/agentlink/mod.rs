@@ -1,0 +1,1 @@
+//! The manager's end of the channel to a container's agent.

@@ -1,0 +1,1 @@
+//! The control service and the command line.

@@ -1,0 +1,1 @@
+//! Freezing a container and taking its memory and files in one freeze.

@@ -1,0 +1,1 @@
+//! Compose files: input with line numbers in, checked specifications out.

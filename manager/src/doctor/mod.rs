@@ -1,0 +1,1 @@
+//! What this node can and cannot do, each with the remedy.

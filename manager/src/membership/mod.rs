@@ -1,0 +1,1 @@
+//! Who is alive: SWIM-style probes, suspicion and refutation.

@@ -1,0 +1,1 @@
+//! The container's network on this node: bridge, veth, addresses, neighbours, conflicts.

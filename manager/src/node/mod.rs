@@ -1,0 +1,1 @@
+//! One running manager: the rooms wired together.

@@ -1,0 +1,1 @@
+//! Who may run a container: create-only epochs in the store.

@@ -1,0 +1,1 @@
+//! Carrying out what policy decides, one container at a time.

@@ -1,0 +1,1 @@
+//! OCI bundles and the OCI runtime.

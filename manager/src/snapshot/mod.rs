@@ -1,0 +1,1 @@
+//! The snapshot format: manifest, chunks, checksums, retention.

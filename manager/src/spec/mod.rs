@@ -1,0 +1,13 @@
+//! The words the rooms share: what a container is, and the names of things.
+//!
+//! Everything here is plain data, checked when it is built. A value of these types has passed validation; what reads
+//! user input (`compose`, `config`) is where errors with a file and a line come from.
+
+mod container;
+mod names;
+
+pub use container::{
+    ContainerSpec, Healthcheck, ImageConfig, ImageRecord, Layer, Mount, MountSource, NetworkSpec, RecoveryPolicy,
+    RecoveryStep, RestartPolicy, Rlimit, StateKind,
+};
+pub use names::{ContainerName, Epoch, Mac, NameError, NodeName, SnapshotId};

@@ -1,0 +1,1 @@
+//! Object storage with the guarantees the rest needs.
