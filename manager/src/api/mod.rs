@@ -10,3 +10,4 @@ mod status;
 
 pub use error::ApiError;
 pub use serve::{Servers, serve};
+pub use status::{gather as gather_status, info as snapshot_info};

@@ -65,7 +65,13 @@ impl Schedule {
         self.due = now + wait.min(self.interval().max(Duration::from_secs(60)));
     }
 
-    /// After a restore, or when the container became healthy again.
+    /// The container began anew: nothing is committed that could be gone back to.
+    pub fn due_now(&mut self, now: Instant) {
+        self.failures = 0;
+        self.due = now;
+    }
+
+    /// After a restore: what was restored is committed already.
     pub fn restart(&mut self, now: Instant) {
         self.failures = 0;
         self.due = now + self.interval();
