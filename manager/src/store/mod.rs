@@ -144,6 +144,11 @@ impl Store {
         .await
     }
 
+    /// True if a [`Store::put_bulk`] that was answered survives a power cut of the store without [`Store::sync`].
+    pub fn bulk_is_durable(&self) -> bool {
+        matches!(self.inner.backend, Backend::S3(_))
+    }
+
     /// Reads an object of at most `max` bytes.
     ///
     /// # Errors
