@@ -21,6 +21,8 @@ pub enum StoreError {
     Full { url: String, op: &'static str, key: String, source: Source },
     #[error("{op} {key:?}: the store {url} refuses it; give this node read and write access")]
     Denied { url: String, op: &'static str, key: String, source: Source },
+    #[error("the store {url} names a bucket that does not exist; create it, or correct the URL or AWS_ENDPOINT")]
+    NoBucket { url: String, source: Source },
     #[error("the store has no object {key:?}")]
     NotFound { key: String },
     #[error("the object {key:?} in the store is damaged: {what}")]
@@ -90,6 +92,10 @@ impl StoreError {
         use object_store::Error as E;
         let (url, key) = (url.to_owned(), key.to_owned());
         match error {
+            // A missing bucket must not look like an empty store.
+            E::NotFound { .. } | E::Generic { .. } if error.to_string().contains("NoSuchBucket") => {
+                Self::NoBucket { url, source: Box::new(error) }
+            }
             E::NotFound { .. } => Self::NotFound { key },
             E::PermissionDenied { .. } | E::Unauthenticated { .. } => {
                 Self::Denied { url, op, key, source: Box::new(error) }

@@ -43,12 +43,18 @@ pub use transfer::Received;
 pub const MAX_LISTED: usize = 100_000;
 
 /// A handle on the shared store. Cheap to clone.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Store {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
+/// The URL only: what is inside knows the credentials.
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Store").field(&self.inner.url).finish()
+    }
+}
+
 struct Inner {
     url: String,
     backend: Backend,
@@ -56,7 +62,6 @@ struct Inner {
     permits: Arc<Semaphore>,
 }
 
-#[derive(Debug)]
 enum Backend {
     /// `durable` is synced before it answers, `bulk` only by [`Store::sync`].
     Directory {

@@ -49,6 +49,7 @@ pub(super) async fn open(url: &str, options: StoreOptions) -> Result<Store, Stor
                 }
             }
         }
+        "s3" if parsed.host_str().unwrap_or_default().is_empty() => return Err(bad("it names no bucket".to_owned())),
         "s3" => open_s3(&parsed, &options).map_err(|e| bad(e.to_string()))?,
         other => return Err(bad(format!("the scheme {other:?} is not known"))),
     };
