@@ -24,4 +24,10 @@ pub use message::{
 pub use wire::{WireError, check_address};
 
 #[cfg(test)]
+mod laws;
+#[cfg(test)]
 mod shell_tests;
+#[cfg(test)]
+mod sim;
+#[cfg(test)]
+mod sim_tests;
