@@ -52,7 +52,7 @@ fn a_cut_is_detected_within_the_bound() {
         let (mut first, mut last) = (Vec::new(), Vec::new());
         for seed in 0..runs {
             let mut sim = settled(n, seed, Faults::lan());
-            sim.run_for(Duration::from_micros(seed * 1_000_003 % 3_000_000));
+            sim.run_for(Duration::from_micros(super::rng::Rng::new(seed).below(3_000_000) as u64));
             let victim = seed as usize % n;
             let cut = sim.now;
             sim.power_off(victim);
