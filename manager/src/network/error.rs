@@ -39,6 +39,8 @@ pub enum NetworkError {
     NotAttached { container: String },
     #[error("{doing} failed{}", hint(.source))]
     Kernel { doing: String, source: io::Error },
+    #[error("the connections in the snapshot cannot be read")]
+    Images(#[source] super::ImagesError),
     #[error("{0}")]
     Incomplete(Failures),
 }

@@ -10,7 +10,7 @@
 //!      └───────────────────┴──────────────────────┴── teardown ───────┴─────────────────┘
 //! ```
 //!
-//! `probe` (does anyone have the address?) and [`survivors`] (which connections are still the ones in the snapshot?) run
+//! [`probe()`] (does anyone have the address?) and [`Survivors`] (which connections are still the ones in the snapshot?) run
 //! beside the restore. Everything here blocks for microseconds to milliseconds and belongs on a blocking thread.
 
 mod announce;
@@ -18,10 +18,12 @@ mod arp;
 mod bridge;
 mod error;
 mod gate;
+mod kill;
 mod netlink;
 mod netns;
 mod packet;
 mod probe;
+mod survivors;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -44,7 +46,9 @@ use netlink_packet_route::{
 pub use self::{
     error::{Failures, NetworkError},
     gate::Gate,
+    kill::{TcpSocket, kill_tcp},
     probe::{Conflict, ConflictKind, PROBE_TIMEOUT, probe},
+    survivors::{ConnectionFate, Fate, ImagesError, SurvivorLimits, SurvivorReport, Survivors},
 };
 use self::{netlink::Rtnl, veth::Plan};
 use crate::spec::{ContainerName, Mac};
