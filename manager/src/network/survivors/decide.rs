@@ -72,6 +72,11 @@ impl Watch {
         self.verdict
     }
 
+    /// Whether anything is known of where the peer stands.
+    pub(super) fn answered(&self) -> bool {
+        self.verdict.is_some() || self.ahead_since.is_some()
+    }
+
     /// A segment of the restored socket itself, seen on the wire: it has sent and received since.
     pub(super) fn container_sent(&mut self, segment: &Segment) {
         if segment.rst || segment.syn {

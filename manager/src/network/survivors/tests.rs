@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{ErrorKind, Read, Write},
+    io::{self, ErrorKind, Read, Write},
     net::{Shutdown, TcpStream},
     process::{Child, Command, Stdio},
 };
@@ -14,8 +14,12 @@ use nix::{
 
 use super::*;
 use crate::network::{
-    Attachment, Network, netns,
-    testing::{attached, eventually, ip, isolated, name, run_in},
+    Attachment, Network,
+    arp::Arp,
+    netlink::Rtnl,
+    netns,
+    packet::PacketSocket,
+    testing::{Node, attached, eventually, ip, isolated, name, run, run_in},
 };
 
 /// Echoes each message, except those that begin with `q`.
@@ -136,17 +140,47 @@ fn criu_missing(test: &str) -> bool {
     missing
 }
 
+/// A client behind the uplink, as one of the peer node's containers is.
+fn beyond(node: &Node, last: u8) -> (Network, Attachment) {
+    run("ip link add up0 type veth peer name wire0");
+    let network = node.network(None, Some("up0"));
+    let client = network.build(&name("client"), &network.identity(ip(last), None)).unwrap();
+    run(&format!("ip link del {}", client.host_link));
+    run(&format!("ip link set wire0 netns {} name eth0 address {}", client.netns.display(), client.identity.mac));
+    run_in(&client.netns, &format!("ip addr add {}/24 dev eth0", client.identity.ip));
+    run_in(&client.netns, "ip link set eth0 up");
+    eventually("the uplink's carrier", || run("ip -o link show ha0").contains("LOWER_UP"));
+    (network, client)
+}
+
 #[test]
-fn idle_connections_survive_a_failover_and_the_others_are_reset_at_once() {
-    let test = "idle_connections_survive_a_failover_and_the_others_are_reset_at_once";
+fn connections_within_a_bridge_survive_or_are_reset() {
+    let test = "connections_within_a_bridge_survive_or_are_reset";
     if criu_missing(test) {
         return;
     }
     let Some(node) = isolated(test) else { return };
     let network = node.network(None, None);
-    let (server, client) = (attached(&network, "server", 2), attached(&network, "client", 3));
+    let client = attached(&network, "client", 3);
+    failover(&network, &client);
+}
+
+#[test]
+fn connections_over_an_uplink_survive_or_are_reset() {
+    let test = "connections_over_an_uplink_survive_or_are_reset";
+    if criu_missing(test) {
+        return;
+    }
+    let Some(node) = isolated(test) else { return };
+    let (network, client) = beyond(&node, 3);
+    failover(&network, &client);
+}
+
+/// One connection of each sort over a failover.
+fn failover(network: &Network, client: &Attachment) {
+    let server = attached(network, "server", 2);
     let mut lab = lab(&server);
-    let mut streams: Vec<_> = (0..5).map(|_| connect(&client)).collect();
+    let mut streams: Vec<_> = (0..5).map(|_| connect(client)).collect();
     for stream in &mut streams {
         echo(stream).unwrap();
     }
@@ -158,12 +192,17 @@ fn idle_connections_survive_a_failover_and_the_others_are_reset_at_once() {
     closed.shutdown(Shutdown::Write).unwrap();
     assert_eq!(closed.read(&mut [0; 1]).unwrap(), 0, "the old owner closes its side, too");
     eventually("the acknowledgement of what the old owner swallowed", || {
-        run_in(&client.netns, "ss -Htn state established")
-            .lines()
-            .all(|line| line.split_whitespace().nth(1) == Some("0"))
+        let sockets = run_in(&client.netns, "ss -Htn state established");
+        sockets.lines().all(|line| line.split_whitespace().nth(1) == Some("0"))
     });
-    lab.cut(&network, &server);
+    lab.cut(network, &server);
     waiting.write_all(b"hello").unwrap(); // to nobody: it is sent again and again
+    // Until now the container was elsewhere: the bridge knows its MAC address behind the port of the client.
+    netns::enter(&client.netns, || {
+        let index = Rtnl::open()?.link("eth0")?.unwrap().header.index;
+        PacketSocket::open(index, 0)?.send(&Arp::announcement(ip(9), server.identity.mac).frame())
+    })
+    .unwrap();
 
     let identity = server.identity.clone();
     let server = network.build(&name("server"), &identity).unwrap();
@@ -172,10 +211,11 @@ fn idle_connections_survive_a_failover_and_the_others_are_reset_at_once() {
     lab.restore(&server);
     let before = Instant::now();
     let report = survivors.settle(&server.netns);
-    println!("MEASURED settle after the restore: {:?}; {report:?}", before.elapsed());
-    assert_eq!(fate(&report, idle), Fate::Kept);
-    assert_eq!(fate(&report, moved), Fate::Reset);
-    assert_eq!(fate(&report, closed), Fate::Reset);
+    println!("MEASURED settle after the restore: {:?}", before.elapsed());
+    for (stream, expected) in [(&*idle, Fate::Kept), (moved, Fate::Reset), (closed, Fate::Reset)] {
+        assert_eq!(fate(&report, stream), expected, "{report:?}");
+    }
+    assert_eq!(fate(&report, swallowed), Fate::Unknown(AHEAD));
     network.attach(&server).unwrap();
     let attached = Instant::now();
 
@@ -193,7 +233,63 @@ fn idle_connections_survive_a_failover_and_the_others_are_reset_at_once() {
     assert_eq!(report.errors, Vec::<String>::new());
     assert_eq!((report.kept(), report.reset(), report.unknown()), (2, 3, 0), "{report:?}");
     assert_eq!(run_in(&server.netns, "ss -Htn state connected").lines().count(), 2, "only the kept ones are left");
+    echo(&mut connect(client)).unwrap();
+    drop(lab);
+    network.sweep(&[]).unwrap();
+}
+
+/// What the others are spared; also the proof that they could fail.
+#[test]
+fn without_the_job_a_connection_that_moved_on_hangs() {
+    let test = "without_the_job_a_connection_that_moved_on_hangs";
+    if criu_missing(test) {
+        return;
+    }
+    let Some(node) = isolated(test) else { return };
+    let network = node.network(None, None);
+    let (server, client) = (attached(&network, "server", 2), attached(&network, "client", 3));
+    let mut lab = lab(&server);
+    let mut moved = connect(&client);
+    echo(&mut moved).unwrap();
+    lab.dump(&server);
+    echo(&mut moved).unwrap();
+    lab.cut(&network, &server);
+    let server = network.build(&server.container, &server.identity).unwrap();
+    lab.restore(&server);
+    network.attach(&server).unwrap();
+    moved.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    assert_eq!(echo(&mut moved).unwrap_err().kind(), ErrorKind::WouldBlock);
+    drop(lab);
+    network.sweep(&[]).unwrap();
+}
+
+#[test]
+fn a_silent_peer_holds_nothing_up_for_long_and_a_cancelled_job_ends() {
+    let test = "a_silent_peer_holds_nothing_up_for_long_and_a_cancelled_job_ends";
+    if criu_missing(test) {
+        return;
+    }
+    let Some(node) = isolated(test) else { return };
+    let network = node.network(None, None);
+    let (server, client) = (attached(&network, "server", 2), attached(&network, "client", 3));
+    let mut lab = lab(&server);
     echo(&mut connect(&client)).unwrap();
+    let mut stream = connect(&client);
+    echo(&mut stream).unwrap();
+    lab.dump(&server);
+    lab.cut(&network, &server);
+    network.detach(&client).unwrap();
+    let images = lab.images.path().to_owned();
+    let start = |limits| Survivors::start("ha0", &server.identity, &images, limits).unwrap();
+    let limits = SurvivorLimits { watch: Duration::from_millis(400), ..SurvivorLimits::default() };
+    let began = Instant::now();
+    let survivors = start(limits);
+    assert_eq!(fate(&survivors.settle(&server.netns), &stream), Fate::Unknown(SILENT));
+    assert!((limits.answer..limits.watch).contains(&began.elapsed()), "{:?}", began.elapsed());
+    assert_eq!(survivors.finish().reset(), 0);
+    assert!((limits.watch..limits.watch * 2).contains(&began.elapsed()), "{:?}", began.elapsed());
+    drop(start(SurvivorLimits::default()));
+    eventually("the end of the cancelled job", || !run("ip -d link show ha0").contains("promiscuity 1"));
     drop(lab);
     network.sweep(&[]).unwrap();
 }
