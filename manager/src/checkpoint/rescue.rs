@@ -1,0 +1,149 @@
+//! Ending a CRIU that does not end by itself, and mending what it leaves.
+//!
+//! Hung up on, CRIU gives up at its next question and cleans up after itself. One that is stuck has to be killed. The
+//! kernel then lets go of the processes it traced, and the code it had put into them sees its socket close and takes
+//! itself out; but TCP sockets stay in repair mode, in which they send nothing, and a process may stay stopped.
+
+use std::{
+    collections::HashSet,
+    fmt, io,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{proc, swrk::Swrk};
+
+/// How long CRIU is given to clean up by itself; the container stays frozen for it.
+const GRACE: Duration = Duration::from_secs(1);
+/// How long the processes are given to run again.
+const SETTLE: Duration = Duration::from_secs(2);
+
+/// The state a container was left in after a dump was broken off.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Remains {
+    /// CRIU had to be killed.
+    pub killed: bool,
+    /// TCP sockets taken out of repair mode.
+    pub mended_sockets: usize,
+    /// Processes that do not run: stopped, or still traced. The container needs to be restored from a snapshot.
+    pub not_running: Vec<i32>,
+    /// The init process is gone.
+    pub dead: bool,
+}
+
+impl Remains {
+    pub(super) fn untouched() -> Self {
+        Self::default()
+    }
+
+    /// Whether the container is as if nothing had been tried.
+    pub fn is_running(&self) -> bool {
+        !self.dead && self.not_running.is_empty()
+    }
+}
+
+impl fmt::Display for Remains {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.dead {
+            return f.write_str("the container has ended");
+        }
+        if !self.not_running.is_empty() {
+            return write!(f, "processes {:?} of the container do not run any more: restart it", self.not_running);
+        }
+        f.write_str("the container goes on running")?;
+        if self.killed {
+            write!(f, " (CRIU had to be killed; {} TCP sockets were mended)", self.mended_sockets)?;
+        }
+        Ok(())
+    }
+}
+
+/// The container's processes that are stopped by a signal, and have to stay so.
+pub(super) fn stopped(init_pid: i32) -> HashSet<i32> {
+    proc::descendants(init_pid).into_iter().filter(|pid| proc::state(*pid) == Some('T')).collect()
+}
+
+/// Ends CRIU and brings the container back.
+pub(super) fn end_criu(swrk: &mut Swrk, init_pid: i32, stopped_before: &HashSet<i32>) -> Remains {
+    swrk.hang_up();
+    let mut remains = Remains::default();
+    if !swrk.wait_end(Instant::now() + GRACE) {
+        swrk.kill();
+        remains.killed = true;
+    }
+    // Also when it ended by itself: it may have died half-way.
+    let processes = proc::descendants(init_pid);
+    remains.mended_sockets = processes.iter().map(|pid| mend_sockets(*pid)).sum();
+    let deadline = Instant::now() + SETTLE;
+    loop {
+        remains.dead = matches!(proc::state(init_pid), None | Some('Z' | 'X'));
+        let still = |pid: &&i32| {
+            !stopped_before.contains(pid) && (matches!(proc::state(**pid), Some('T' | 't')) || is_traced(**pid))
+        };
+        remains.not_running = processes.iter().filter(still).copied().collect();
+        if remains.not_running.is_empty() || Instant::now() >= deadline {
+            return remains;
+        }
+        for pid in &remains.not_running {
+            // It may be gone, which is no worse.
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), nix::sys::signal::Signal::SIGCONT);
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn is_traced(pid: i32) -> bool {
+    proc::status_field(pid, "TracerPid").is_some_and(|tracer| tracer != "0")
+}
+
+/// Takes a process's TCP sockets out of repair mode; how many were in it.
+fn mend_sockets(pid: i32) -> usize {
+    let Ok(watch) = crate::runtime::ExitWatch::new(pid) else { return 0 };
+    let is_socket = |fd: &i32| {
+        std::fs::read_link(format!("/proc/{pid}/fd/{fd}"))
+            .is_ok_and(|link| link.to_string_lossy().starts_with("socket:"))
+    };
+    let sockets = proc::descriptors(pid).into_iter().filter(is_socket);
+    sockets.filter(|fd| take_descriptor(&watch, *fd).is_ok_and(|socket| leave_repair(&socket))).count()
+}
+
+fn take_descriptor(process: &crate::runtime::ExitWatch, fd: i32) -> io::Result<OwnedFd> {
+    // SAFETY: plain system call with integer arguments; the result is checked before it is used.
+    #[allow(unsafe_code)]
+    let taken = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), fd, 0) };
+    if taken < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just made this descriptor for us (close-on-exec).
+    #[allow(unsafe_code)]
+    Ok(unsafe { OwnedFd::from_raw_fd(taken as i32) })
+}
+
+/// True when the socket was in repair mode and is not any more.
+fn leave_repair(socket: &OwnedFd) -> bool {
+    const ON: libc::c_int = 1;
+    let off: libc::c_int = 0;
+    let mut value: libc::c_int = 0;
+    let mut length = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: `value` and `length` outlive the call and have the sizes it is told. On other sockets it fails.
+    #[allow(unsafe_code)]
+    let rc = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_REPAIR,
+            (&raw mut value).cast(),
+            &raw mut length,
+        )
+    };
+    if rc != 0 || value != ON {
+        return false;
+    }
+    // SAFETY: as above; `off` is an int that outlives the call.
+    #[allow(unsafe_code)]
+    let rc = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_REPAIR, (&raw const off).cast(), length)
+    };
+    rc == 0
+}
