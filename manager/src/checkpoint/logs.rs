@@ -6,14 +6,17 @@ use std::{fs::File, io::Read, path::Path};
 const LOG_CAP: u64 = 8 << 20;
 const LINES: usize = 4;
 
+/// Errors that CRIU logs and goes on from: it wants more descriptors than a manager without CAP_SYS_RESOURCE may have.
+const HARMLESS: [&str; 1] = ["Can't setup RLIMIT_NOFILE for self"];
+
 /// The first lines of the log at error level, without their time stamps, in one string; `None` when there are none. The
 /// first errors are the cause; the later ones follow from it.
 pub fn decisive_lines(log: &Path) -> Option<String> {
     let mut bytes = Vec::new();
     File::open(log).ok()?.take(LOG_CAP).read_to_end(&mut bytes).ok()?;
     let text = String::from_utf8_lossy(&bytes);
-    let errors: Vec<&str> =
-        text.lines().filter(|line| line.contains("Error (")).map(without_stamp).take(LINES).collect();
+    let is_error = |line: &&str| line.contains("Error (") && !HARMLESS.iter().any(|harmless| line.contains(harmless));
+    let errors: Vec<&str> = text.lines().filter(is_error).map(without_stamp).take(LINES).collect();
     if errors.is_empty() { None } else { Some(errors.join("; ")) }
 }
 

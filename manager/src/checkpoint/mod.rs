@@ -12,6 +12,7 @@ mod proc;
 mod rescue;
 mod restore;
 mod rpc;
+mod sockets;
 mod swrk;
 #[cfg(test)]
 mod tests;

@@ -6,13 +6,13 @@
 
 use std::{
     collections::HashSet,
-    fmt, io,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    fmt,
+    os::fd::OwnedFd,
     thread,
     time::{Duration, Instant},
 };
 
-use super::{proc, swrk::Swrk};
+use super::{proc, sockets, swrk::Swrk};
 
 /// How long CRIU is given to clean up by itself; the container stays frozen for it.
 const GRACE: Duration = Duration::from_secs(1);
@@ -105,45 +105,14 @@ fn mend_sockets(pid: i32) -> usize {
             .is_ok_and(|link| link.to_string_lossy().starts_with("socket:"))
     };
     let sockets = proc::descriptors(pid).into_iter().filter(is_socket);
-    sockets.filter(|fd| take_descriptor(&watch, *fd).is_ok_and(|socket| leave_repair(&socket))).count()
-}
-
-fn take_descriptor(process: &crate::runtime::ExitWatch, fd: i32) -> io::Result<OwnedFd> {
-    // SAFETY: plain system call with integer arguments; the result is checked before it is used.
-    #[allow(unsafe_code)]
-    let taken = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), fd, 0) };
-    if taken < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel just made this descriptor for us (close-on-exec).
-    #[allow(unsafe_code)]
-    Ok(unsafe { OwnedFd::from_raw_fd(taken as i32) })
+    sockets.filter(|fd| sockets::take_descriptor(&watch, *fd).is_ok_and(|socket| leave_repair(&socket))).count()
 }
 
 /// True when the socket was in repair mode and is not any more.
 fn leave_repair(socket: &OwnedFd) -> bool {
-    const ON: libc::c_int = 1;
-    let off: libc::c_int = 0;
-    let mut value: libc::c_int = 0;
-    let mut length = size_of::<libc::c_int>() as libc::socklen_t;
-    // SAFETY: `value` and `length` outlive the call and have the sizes it is told. On other sockets it fails.
-    #[allow(unsafe_code)]
-    let rc = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_REPAIR,
-            (&raw mut value).cast(),
-            &raw mut length,
-        )
-    };
-    if rc != 0 || value != ON {
-        return false;
-    }
-    // SAFETY: as above; `off` is an int that outlives the call.
-    #[allow(unsafe_code)]
-    let rc = unsafe {
-        libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_REPAIR, (&raw const off).cast(), length)
-    };
-    rc == 0
+    // On other sockets than TCP the first of these fails. Leaving the mode also clears SO_REUSEADDR, without which the
+    // program might not be able to listen on its port again.
+    sockets::get_int(socket, libc::IPPROTO_TCP, libc::TCP_REPAIR).is_ok_and(|mode| mode == 1)
+        && sockets::set_int(socket, libc::IPPROTO_TCP, libc::TCP_REPAIR, 0).is_ok()
+        && sockets::set_int(socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1).is_ok()
 }

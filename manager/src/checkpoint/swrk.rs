@@ -54,7 +54,7 @@ impl fmt::Display for CriuVersion {
     }
 }
 
-/// A worker waiting for its request. Dropped, it is killed and reaped.
+/// A worker waiting for its request. Dropped, it is hung up on, and reaped.
 pub struct Swrk {
     child: Child,
     socket: OwnedFd,
@@ -166,6 +166,9 @@ impl Swrk {
 
     /// Waits for CRIU's end; false when it still runs at the deadline.
     pub(super) fn wait_end(&mut self, deadline: Instant) -> bool {
+        if !matches!(self.child.try_wait(), Ok(None)) {
+            return true;
+        }
         match crate::runtime::ExitWatch::new(self.pid()) {
             Ok(watch) => {
                 let ended = watch.wait(deadline.saturating_duration_since(Instant::now())).unwrap_or(false);
@@ -195,6 +198,10 @@ impl Swrk {
 
 impl Drop for Swrk {
     fn drop(&mut self) {
-        self.kill();
+        // In the middle of a dump (we are unwinding) it has a container to let go of first.
+        self.hang_up();
+        if !self.wait_end(Instant::now() + Duration::from_secs(1)) {
+            self.kill();
+        }
     }
 }

@@ -12,6 +12,7 @@
 //! ```
 
 mod bundle;
+mod cgroup;
 mod command;
 mod defaults;
 mod pidfd;

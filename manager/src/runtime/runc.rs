@@ -8,7 +8,13 @@ use std::{
 
 use serde::Deserialize;
 
-use super::command::{self, Output};
+use super::{
+    cgroup::Cgroup,
+    command::{self, Output},
+};
+
+/// For the steps that clean up after a failure.
+const CLEANING: Duration = Duration::from_secs(5);
 
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
@@ -20,6 +26,8 @@ pub enum RuntimeError {
     Failed { program: PathBuf, verb: &'static str, id: String, message: String },
     #[error("{program:?} gave an answer to `{verb}` that is not understood: {answer:.200}")]
     Answer { program: PathBuf, verb: &'static str, answer: String },
+    #[error("the cgroup of container {id} is not empty: processes {pids:?} are in it; is the container running already?")]
+    Busy { id: String, pids: Vec<i32> },
     #[error("container {id} ended while it was being started")]
     Ended { id: String },
 }
@@ -141,6 +149,11 @@ impl Runc {
         timeout: Duration,
     ) -> Result<i32, RuntimeError> {
         let deadline = Instant::now() + timeout;
+        let cgroup = Cgroup::of_bundle(bundle);
+        let pids = cgroup.processes();
+        if !pids.is_empty() {
+            return Err(RuntimeError::Busy { id: id.to_owned(), pids });
+        }
         let bundle = bundle.to_string_lossy();
         let mut args = vec![if verb == "restore" { "restore" } else { "run" }, "--detach", "--bundle", &bundle];
         args.extend(extra);
@@ -157,9 +170,28 @@ impl Runc {
             if message.contains("already exists") || message.contains("given ID"));
         if up.is_err() && !foreign {
             // The first error is the one to report; what the cleaning up may add says nothing about its cause.
-            let _ = self.delete(id, timeout.max(Duration::from_secs(5)));
+            let _ = self.delete(id, CLEANING);
+            self.remove_remains(id, &cgroup);
         }
         up
+    }
+
+    /// Takes away what a runtime that failed or was killed half-way does not know of any more: processes in the cgroup,
+    /// the cgroup, the mount it restores into, its state.
+    fn remove_remains(&self, id: &str, cgroup: &Cgroup) {
+        if let Err(error) = cgroup.remove(CLEANING) {
+            tracing::warn!(container = id, %error, "a cgroup of a failed start is left");
+        }
+        let state = self.root.join(id);
+        // Mostly there is neither.
+        let _ = nix::mount::umount2(&state.join("criu-root"), nix::mount::MntFlags::MNT_DETACH);
+        let _ = fs::remove_dir(state.join("criu-root"));
+        match fs::remove_dir_all(&state) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(container = id, %error, "the runtime's state of a failed start is left");
+            }
+            _ => {}
+        }
     }
 }
 
