@@ -18,13 +18,16 @@ use std::{
 use super::{
     ImageError, Limits,
     stream::{LayerBlob, LayerStream},
-    tar::{Entry, EntryFault, Kind, LayerWriter, Meta, ReadError, Reader, join, parent, show},
+    tar::{Entry, EntryFault, Kind, LayerWriter, Meta, Mtime, ReadError, Reader, join, parent, show},
 };
 use crate::spec::Layer;
 
 /// The overlay's mark on a directory that hides everything below it.
 pub const OPAQUE: &[u8] = b"trusted.overlay.opaque";
 const OVERLAY_XATTRS: &[u8] = b"trusted.overlay.";
+
+/// A directory that nothing says anything about.
+const PLAIN_DIR: Meta = Meta { mode: 0o755, uid: 0, gid: 0, mtime: Mtime { sec: 0, nsec: 0 }, xattrs: BTreeMap::new() };
 
 /// The directories of the layers converted so far, as a container would see them. A layer may hold `a/b` without saying
 /// what `a` is; it is then what it was below, not a new directory owned by root.
@@ -38,7 +41,7 @@ pub struct Converted {
     pub layer: Layer,
     /// The layer deletes everything below it: the layers converted before are not part of the image.
     pub hides_all: bool,
-    /// There is nothing in it but the root.
+    /// It changes nothing.
     pub empty: bool,
     pub notes: Vec<String>,
 }
@@ -70,8 +73,11 @@ pub fn convert(blob: &LayerBlob, below: &mut Below, limits: &Limits, out: &Path)
     }
     reader.into_inner().verify()?;
     let layer = writer.finish().map_err(write())?;
+    let root = plan.entries.get(&b""[..]).map(|planned| &planned.kind);
+    let same_root =
+        matches!(root, Some(PlannedKind::Dir(meta)) if below.dirs.get(&b""[..]).unwrap_or(&PLAIN_DIR) == meta);
+    let empty = same_root && plan.entries.len() == 1 && plan.whiteouts.is_empty();
     plan.apply_to(below);
-    let empty = plan.entries.len() <= 1 && plan.whiteouts.is_empty();
     Ok(Converted { layer, hides_all: plan.opaque.contains(&b""[..]), empty, notes: plan.notes })
 }
 
@@ -211,7 +217,7 @@ impl<'a> Plan<'a> {
             }
         }
         for path in implied {
-            let meta = || below.dirs.get(&path).cloned().unwrap_or(Meta { mode: 0o755, ..Meta::default() });
+            let meta = || below.dirs.get(&path).cloned().unwrap_or(PLAIN_DIR);
             if !self.entries.contains_key(&path) {
                 let kind = PlannedKind::Dir(meta());
                 self.entries.insert(path, Planned { index: u64::MAX, kind });

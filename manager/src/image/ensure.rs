@@ -11,7 +11,7 @@ use std::{
     collections::{HashMap, HashSet},
     fs::{self, File},
     io::{self, Read},
-    os::unix::fs::{DirBuilderExt, MetadataExt},
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -43,8 +43,9 @@ pub async fn ensure<S: BlobStore>(
         let limit = limits.layers as u64;
         return Err(ImageError::Limit { what: record.reference.clone(), limit, unit: "layers" });
     }
-    let create = |dir: &Path| fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
-    create(layers_dir).map_err(ImageError::io("create", layers_dir))?;
+    // Only for root: there are set-user-ID files in it, and those are for containers.
+    fs::create_dir_all(layers_dir).map_err(ImageError::io("create", layers_dir))?;
+    fs::set_permissions(layers_dir, fs::Permissions::from_mode(0o700)).map_err(ImageError::io("close", layers_dir))?;
     let layers = record.layers.len();
     let mut dirs = Vec::with_capacity(layers);
     for (index, layer) in record.layers.iter().enumerate() {
@@ -111,7 +112,7 @@ async fn ensure_layer<S: BlobStore>(
             sync_dir(&paths.dir)
         });
         let cleared = remove_file(&paths.get).and(remove_tree(&paths.new));
-        lock.release()?;
+        drop(lock);
         unpacked.and(cleared)
     })
     .await?;
@@ -185,10 +186,11 @@ struct Lock {
     _file: File,
 }
 
-impl Lock {
-    /// Removes the file while still holding it: whoever opened it before sees that it is not the one at the path.
-    fn release(self) -> Result<(), ImageError> {
-        remove_file(&self.path)
+impl Drop for Lock {
+    /// Removes the file while still holding it: whoever opened it before sees that it is not the one at the path. One that
+    /// cannot be removed locks nobody out and goes with the next `prune`.
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
     }
 }
 
@@ -247,7 +249,7 @@ pub fn prune(layers_dir: &Path, in_use: &HashSet<String>) -> Result<Vec<String>,
             remove_tree(&paths.new)?;
             removed.push(digest);
         }
-        lock.release()?;
+        drop(lock);
     }
     removed.sort();
     Ok(removed)

@@ -75,9 +75,8 @@ impl<R: Read> Reader<R> {
             if !checksum_is_right(&block, header) {
                 return Err(bad("the checksum does not fit"));
             }
-            let size = header.entry_size().map_err(|_| bad("the size is not a number"))?;
-            let kind = block[156];
-            match kind {
+            let size = number(&block[124..136]).and_then(|n| u64::try_from(n).ok()).ok_or_else(|| bad("the size"))?;
+            match block[156] {
                 b'x' => {
                     let bytes = self.extended(size).map_err(|e| e.at(&raw_path))?;
                     pax = Some(pax::parse(&bytes).map_err(bad)?);
@@ -89,7 +88,7 @@ impl<R: Read> Reader<R> {
                 _ => {
                     let pax = pax.unwrap_or_default();
                     let raw = pax.path.clone().or(long_name).unwrap_or(raw_path);
-                    return self.entry(header, kind, size, raw, long_link, pax).map(Some);
+                    return self.entry(&block, size, raw, long_link, pax).map(Some);
                 }
             }
         }
@@ -97,13 +96,14 @@ impl<R: Read> Reader<R> {
 
     fn entry(
         &mut self,
-        header: &::tar::Header,
-        kind: u8,
+        block: &[u8; BLOCK],
         size: u64,
         raw: Vec<u8>,
         long_link: Option<Vec<u8>>,
         pax: Pax,
     ) -> Result<Entry, ReadError> {
+        let header = ::tar::Header::from_byte_slice(block);
+        let kind = block[156];
         let err = |f| fault(&raw, f);
         let bad = |what| fault(&raw, EntryFault::Header(what));
         if pax.sparse || kind == b'S' {
@@ -114,10 +114,10 @@ impl<R: Read> Reader<R> {
         let path = self.path(&raw).map_err(err)?;
         let size = pax.size.unwrap_or(size);
         let link = || pax.linkpath.clone().or(long_link).or_else(|| header.link_name_bytes().map(|l| l.into_owned()));
+        let field = |at: std::ops::Range<usize>, what| number(&block[at]).ok_or_else(|| bad(what));
         let device = || -> Result<(u32, u32), ReadError> {
-            let major = header.device_major().ok().flatten().ok_or_else(|| bad("the device number"))?;
-            let minor = header.device_minor().ok().flatten().ok_or_else(|| bad("the device number"))?;
-            Ok((major, minor))
+            let part = |at| u32::try_from(field(at, "the device number")?).map_err(|_| bad("the device number"));
+            Ok((part(329..337)?, part(337..345)?))
         };
         let kind = match kind {
             0 | b'0' => Kind::File { size },
@@ -142,16 +142,17 @@ impl<R: Read> Reader<R> {
         if path.is_empty() && kind != Kind::Dir {
             return Err(err(EntryFault::Name));
         }
-        let id = |value: io::Result<u64>| value.ok().and_then(|v| u32::try_from(v).ok()).filter(|v| *v != u32::MAX);
-        let uid = pax.uid.or_else(|| id(header.uid())).ok_or_else(|| bad("the user ID"))?;
-        let gid = pax.gid.or_else(|| id(header.gid())).ok_or_else(|| bad("the group ID"))?;
-        let mode = header.mode().map_err(|_| bad("the mode"))? & 0o7777;
+        let id = |given: Option<u32>, at, what| match given {
+            Some(id) => Ok(id),
+            None => u32::try_from(field(at, what)?).ok().filter(|id| *id != u32::MAX).ok_or_else(|| bad(what)),
+        };
+        let uid = id(pax.uid, 108..116, "the user ID")?;
+        let gid = id(pax.gid, 116..124, "the group ID")?;
+        // The bits above these say again what kind it is.
+        let mode = (field(100..108, "the mode")? & 0o7777) as u32;
         let mtime = match pax.mtime {
             Some(mtime) => mtime,
-            None => {
-                let sec = header.mtime().ok().and_then(|m| i64::try_from(m).ok()).ok_or_else(|| bad("the time"))?;
-                Mtime { sec, nsec: 0 }
-            }
+            None => Mtime { sec: field(136..148, "the modification time")?, nsec: 0 },
         };
         // Only files have content. A hard link's size field is that of its target, and nothing follows.
         self.begin(if let Kind::File { size } = kind { size } else { 0 })?;
@@ -247,4 +248,48 @@ fn checksum_is_right(block: &[u8; BLOCK], header: &::tar::Header) -> bool {
     let sum: u32 =
         block.iter().enumerate().map(|(i, b)| if (148..156).contains(&i) { 32 } else { u32::from(*b) }).sum();
     header.cksum().is_ok_and(|stored| stored == sum)
+}
+
+/// A number of a header: octal digits, or two's complement where the first bit is set; nothing at all is zero.
+fn number(field: &[u8]) -> Option<i64> {
+    let first = *field.first()?;
+    if first & 0x80 != 0 {
+        let negative = first & 0x40 != 0;
+        // The first bit is the mark, the next the sign.
+        let start = i128::from(first & 0x3f) - if negative { 0x40 } else { 0 };
+        let value = field[1..].iter().try_fold(start, |n, b| n.checked_mul(256).map(|n| n + i128::from(*b)))?;
+        return i64::try_from(value).ok();
+    }
+    let digits = field.split(|b| *b == 0).next().unwrap_or_default().trim_ascii();
+    if digits.is_empty() {
+        return Some(0);
+    }
+    if !digits.iter().all(|b| (b'0'..=b'7').contains(b)) {
+        return None;
+    }
+    i64::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::number;
+
+    #[test]
+    fn numbers_of_headers() {
+        for (field, value) in [
+            (&b"0000644\0"[..], Some(0o644)),
+            (b"    644 ", Some(0o644)),
+            (b"\0\0\0\0\0\0\0\0", Some(0)),
+            (b"        ", Some(0)),
+            (b"77777777", Some(0o77_777_777)),
+            (b"\x80\0\0\0\0\0\0\x01", Some(1)),
+            (b"\x80\0\0\0\xff\xff\xff\xff", Some(0xffff_ffff)),
+            (b"\xff\xff\xff\xff\xff\xff\xff\xfb", Some(-5)),
+            (b"\xbf\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", None),
+            (b"0000800\0", None),
+            (b"-000001\0", None),
+        ] {
+            assert_eq!(number(field), value, "{field:?}");
+        }
+    }
 }
