@@ -69,7 +69,8 @@ pub(super) fn read(cursor: &Cursor<'_>, report: &mut Report) -> Annotations {
         if !pair.name.starts_with(PREFIX) {
             other.insert(pair.name, value.clone());
         } else if let Err(message) = ours.take(&pair, value.trim()) {
-            report.error(pair.at, &pair.path, message);
+            let is_value = KNOWN.contains(&pair.name.as_str());
+            report.error(if is_value { pair.at } else { pair.name_at }, &pair.path, message);
             broken = true;
         }
     }

@@ -21,6 +21,7 @@ pub(super) struct Pair {
     /// `None` when only the name is given.
     pub(super) value: Option<String>,
     pub(super) at: Pos,
+    pub(super) name_at: Pos,
     pub(super) path: String,
 }
 
@@ -225,7 +226,7 @@ impl<'a> Cursor<'a> {
             } else if !names.insert(name.clone()) {
                 item.error(report, format!("{} is given twice", quoted(&name)));
             } else {
-                pairs.push(Pair { name, value, at: item.at(), path: item.path });
+                pairs.push(Pair { name, value, at: item.at(), name_at: item.at(), path: item.path });
             }
         }
         pairs
@@ -233,7 +234,13 @@ impl<'a> Cursor<'a> {
 
     fn pair(&self, report: &mut Report) -> Option<Pair> {
         let value = if self.is_null() { None } else { Some(self.text(report)?) };
-        Some(Pair { name: self.name().to_owned(), value, at: self.at(), path: self.path.clone() })
+        Some(Pair {
+            name: self.name().to_owned(),
+            value,
+            at: self.at(),
+            name_at: self.key_at(),
+            path: self.path.clone(),
+        })
     }
 }
 

@@ -57,7 +57,7 @@ pub(super) fn read(root: &Node, report: &mut Report) -> Option<ComposeFile> {
             },
         }
     }
-    if !has_services {
+    if !has_services && root.is_map() {
         root.error(report, "`services` is missing");
     }
     check_unique(&services, report);

@@ -124,7 +124,7 @@ fn variables(field: &Cursor<'_>, report: &mut Report) -> BTreeMap<String, String
     let mut variables = BTreeMap::new();
     for pair in field.pairs(report) {
         if pair.name.is_empty() || pair.name.contains(['=', '\0']) {
-            report.error(pair.at, &pair.path, format!("{} is not a name of a variable", quoted(&pair.name)));
+            report.error(pair.name_at, &pair.path, format!("{} is not a name of a variable", quoted(&pair.name)));
         } else if let Some(value) = pair.value {
             variables.insert(pair.name, value);
         } else {

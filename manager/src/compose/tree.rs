@@ -177,13 +177,12 @@ impl<'i> Builder<'i, '_> {
         Ok(node)
     }
 
-    fn check_tag(&mut self, tag: Option<&Tag>, allowed: &str, at: Pos, path: &str) {
-        if let Some(tag) = tag
-            && tag.core_suffix() != Some(allowed)
-        {
-            let shown = quoted(&format!("{}{}", tag.original_handle(), tag.suffix()));
-            self.report.error(at, path, format!("the tag {shown} is not supported here; leave it out"));
-        }
+    /// Whether `tag` is none, or the one `allowed` here; reported otherwise.
+    fn check_tag(&mut self, tag: Option<&Tag>, allowed: &str, at: Pos, path: &str) -> bool {
+        let Some(tag) = tag.filter(|tag| tag.core_suffix() != Some(allowed)) else { return true };
+        let shown = quoted(&format!("{}{}", tag.original_handle(), tag.suffix()));
+        self.report.error(at, path, format!("the tag {shown} is not supported here; leave it out"));
+        false
     }
 
     fn scalar(
@@ -198,7 +197,10 @@ impl<'i> Builder<'i, '_> {
         match tag.map(|tag| (tag, tag.core_suffix())) {
             None | Some((_, Some("int" | "float" | "bool" | "null"))) => {}
             Some((_, Some("str"))) => plain = false,
-            Some((tag, _)) => self.check_tag(Some(tag), "str", at, path),
+            Some((tag, _)) => {
+                self.check_tag(Some(tag), "str", at, path);
+                return Ok(Value::Broken);
+            }
         }
         if plain && matches!(text, "" | "~" | "null" | "Null" | "NULL") {
             return Ok(Value::Null);
@@ -253,7 +255,11 @@ impl<'i> Builder<'i, '_> {
             };
             let (event, span) = self.next()?;
             let inner = key_path(path, &key);
-            let node = self.node(event, span, &inner)?;
+            let mut node = self.node(event, span, &inner)?;
+            // Nothing has no place of its own: what is missing is missing at its key.
+            if matches!(node.value, Value::Null) {
+                node.at = at;
+            }
             self.charge(at, path, 0, key.len())?;
             if is_merge {
                 self.merge(node, &inner, &mut merged);

@@ -207,7 +207,7 @@ fn as_text<S: Serializer>(url: &Url, serializer: S) -> Result<S::Ok, S::Error> {
 fn as_size<S: Serializer>(bytes: &u64, serializer: S) -> Result<S::Ok, S::Error> {
     let (unit, name) = [(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")]
         .into_iter()
-        .find(|(unit, _)| *bytes >= *unit && bytes % unit == 0)
+        .find(|(unit, _)| *bytes >= *unit && bytes.is_multiple_of(*unit))
         .unwrap_or((1, "B"));
     serializer.collect_str(&format_args!("{}{name}", bytes / unit))
 }

@@ -42,7 +42,6 @@ fn keys() {
         ".volumes[0].colour",
         "allowed here",
     );
-    refuses("depends_on: {web: {when: now}}", 24, ".depends_on.web.when", "condition");
 }
 
 #[test]
@@ -84,12 +83,11 @@ fn values() {
     refuses("command: echo a; reboot", 14, ".command", "means something to a shell");
     refuses("command: {a: b}", 14, ".command", "found a mapping");
     refuses("command: [sleep, true]", 22, ".command[1]", "put it in quotes");
-    refuses("environment: {A: }", 22, ".environment.A", "has no value");
+    refuses("environment: {A: }", 19, ".environment.A", "has no value");
     refuses("environment: [A=1, A=2]", 24, ".environment[1]", "twice");
     refuses("environment: {A: $5}", 22, ".environment.A", "$$");
     refuses("depends_on: [db]", 18, ".depends_on[0]", "there is no service `db`");
-    refuses("depends_on: {web: {condition: service_well}}", 35, ".depends_on.web.condition", "service_healthy");
-    refuses("hostname: !!binary aGk=", 15, ".hostname", "the tag");
+    refuses("hostname: !!binary aGk=", 24, ".hostname", "the tag");
 }
 
 #[test]
@@ -117,7 +115,7 @@ fn mounts() {
 #[test]
 fn annotations() {
     let ours = |key: &str| format!(".annotations[\"io.ha-manager.{key}\"]");
-    refuses("annotations: {io.ha-manager.stat: x}", 37, &ours("stat"), "did you mean `io.ha-manager.state`?");
+    refuses("annotations: {io.ha-manager.stat: x}", 19, &ours("stat"), "did you mean `io.ha-manager.state`?");
     refuses("annotations: {io.ha-manager.state: maybe}", 40, &ours("state"), "neither");
     refuses("annotations: {io.ha-manager.state: stateful}", 40, &ours("state"), "state-sensitivity");
     refuses("annotations: {io.ha-manager.state-sensitivity: 5}", 52, &ours("state-sensitivity"), "250ms");
@@ -149,11 +147,27 @@ fn annotations() {
 }
 
 #[test]
+fn dependencies() {
+    let on = |options: &str| {
+        format!(
+            "services:\n  a: {{image: /i}}\n  b:\n    image: /i\n    depends_on:\n      a: {{{options}}}\nvolumes: {{}}\n"
+        )
+    };
+    accepted(&on("condition: service_started, required: true, restart: false"));
+    refuses_file(&on("when: now"), 6, 11, "services.b.depends_on.a.when", "condition, required");
+    refuses_file(&on("condition: service_well"), 6, 22, "services.b.depends_on.a.condition", "service_healthy");
+    refuses_file(&on("required: false"), 6, 11, "services.b.depends_on.a.required", "left out of");
+    refuses_file(&on("restart: true"), 6, 11, "services.b.depends_on.a.restart", "not supported");
+    let completed = "condition: service_completed_successfully";
+    refuses_file(&on(completed), 6, 11, "services.b.depends_on.a.condition", "kept running");
+}
+
+#[test]
 fn between_services() {
     let two =
         |a: &str, b: &str| format!("services:\n  a: {{image: /i, {a}}}\n  b: {{image: /i, {b}}}\nvolumes: {{v: }}\n");
     let mount = "volumes: [\"v:/v\"]";
-    refuses_file(&two(mount, mount), 3, 30, "services.b.volumes[0]", "belongs to one container");
+    refuses_file(&two(mount, mount), 3, 28, "services.b.volumes[0]", "belongs to one container");
     refuses_file(&two("user: x", "container_name: a"), 3, 3, "services.b", "the container name `a`");
     let address = "networks: {default: {ipv4_address: 10.0.0.9}}";
     refuses_file(&two(address, address), 3, 3, "services.b", "the address 10.0.0.9");
@@ -162,7 +176,7 @@ fn between_services() {
     refuses_file(
         &two("depends_on: {b: {condition: service_healthy}}", "user: x"),
         2,
-        30,
+        31,
         "services.a.depends_on.b",
         "no healthcheck",
     );

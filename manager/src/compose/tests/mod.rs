@@ -191,7 +191,7 @@ fn variables_are_put_in_and_unset_ones_mentioned() {
     assert_eq!(file.containers[0].image, "/img: [x]", "a value is never read as YAML");
     assert_eq!(file.containers[0].command, Some(strings(&["$5", "ab", "c"])));
     let warnings: Vec<_> = file.warnings.iter().map(Finding::to_string).collect();
-    assert_eq!(warnings, ["app.yaml:4:21: services.web.command[1]: the variable NO is not set and taken as empty"]);
+    assert_eq!(warnings, ["app.yaml:4:22: services.web.command[1]: the variable NO is not set and taken as empty"]);
 }
 
 #[test]

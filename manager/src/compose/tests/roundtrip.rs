@@ -116,7 +116,9 @@ fn render(specs: &[ContainerSpec]) -> String {
         })
         .collect();
     let volumes: serde_json::Map<_, _> = volumes.into_iter().map(|name| (name, Value::Null)).collect();
-    serde_saphyr::to_string(&json!({"services": services, "volumes": volumes})).unwrap()
+    // As a block scalar it writes "\n" in a form that reads as "".
+    let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
+    serde_saphyr::to_string_with_options(&json!({"services": services, "volumes": volumes}), options).unwrap()
 }
 
 fn any_text() -> impl Strategy<Value = String> {
