@@ -1,0 +1,3 @@
+//! Clients that notice: what they were told, when, on which connection, and what was missing.
+
+pub mod counter;

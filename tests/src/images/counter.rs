@@ -1,0 +1,35 @@
+//! The counter: one statically linked program and nothing else.
+
+use std::{
+    collections::hash_map::DefaultHasher,
+    fs,
+    hash::{Hash, Hasher},
+    path::Path,
+    process::Command,
+};
+
+use anyhow::Context;
+
+use super::rootfs;
+
+const SOURCE: &str = include_str!("../workloads/counter.rs");
+
+pub(super) fn key() -> String {
+    let mut hasher = DefaultHasher::new();
+    SOURCE.hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
+}
+
+pub(super) fn make(root: &Path) -> anyhow::Result<()> {
+    rootfs::skeleton(root)?;
+    let source = root.join("counter.rs");
+    fs::write(&source, SOURCE)?;
+    let program = root.join("bin/counter");
+    fs::create_dir_all(root.join("bin"))?;
+    let mut rustc = Command::new("rustc");
+    rustc.args(["--edition=2024", "-O", "-Ctarget-feature=+crt-static", "-Cpanic=abort", "-Cstrip=symbols"]);
+    crate::run(rustc.args(["--crate-name=counter", "-o"]).arg(&program).arg(&source))
+        .context("cannot compile the counter statically (libc6-dev has the static libc)")?;
+    fs::remove_file(source)?;
+    Ok(())
+}
