@@ -11,7 +11,11 @@ use std::{
 
 use ha_lab::{
     census::Census,
-    clients::counter::{Counter, connect_patiently},
+    clients::{
+        counter::{Counter, connect_patiently},
+        rtsp::Player,
+    },
+    have, images,
     lab::{Lab, Node, NodeOptions, in_netns},
     plain::{self, Plain},
     skipped, why_no_nodes,
@@ -72,7 +76,7 @@ fn a_power_cut_kills_everything_in_the_node_and_leaves_nothing_on_the_machine() 
 fn a_power_cut_says_no_goodbye() {
     let Some(lab) = lab("a_power_cut_says_no_goodbye") else { return };
     let mut node = lab.node(1, NodeOptions::default()).unwrap();
-    let counter = ha_lab::images::cached("counter").unwrap().join("bin/counter");
+    let counter = images::cached("counter").unwrap().join("bin/counter");
     let mut server = node.command(&counter).unwrap().stdout(Stdio::null()).spawn().unwrap();
     let address = format!("{}:7000", node.address());
     let target = address.clone();
@@ -171,7 +175,7 @@ fn a_container_moves_from_a_node_to_its_peer_by_hand() {
     let Some(lab) = lab("a_container_moves_from_a_node_to_its_peer_by_hand") else { return };
     let mut one = lab.node(1, NodeOptions { bare_uplink: true }).unwrap();
     let two = lab.node(2, NodeOptions { bare_uplink: true }).unwrap();
-    let image = ha_lab::images::cached("counter").unwrap();
+    let image = images::cached("counter").unwrap();
     let counter = Plain::new("byhand", 50, &image, &["/bin/counter"]);
     plain::prepare(&one).unwrap();
     plain::prepare(&two).unwrap();
@@ -204,4 +208,43 @@ fn a_container_moves_from_a_node_to_its_peer_by_hand() {
     connection.check().unwrap();
     assert_eq!(connection.incr().unwrap(), now.next());
     println!("checkpoint {:?}, restore {:?}", pause.wall, restored);
+}
+
+/// The player's session and its source survive; what it shows goes back to the checkpoint.
+#[test]
+fn a_stream_goes_on_at_the_peer_by_hand() {
+    let name = "a_stream_goes_on_at_the_peer_by_hand";
+    let Some(lab) = lab(name) else { return };
+    if !have("vlc") || !have("ffmpeg") {
+        return skipped(name, "vlc or ffmpeg not installed: run scripts/setup --demo");
+    }
+    let mut one = lab.node(1, NodeOptions { bare_uplink: true }).unwrap();
+    let two = lab.node(2, NodeOptions { bare_uplink: true }).unwrap();
+    let server = Plain::new("stream", 51, &images::cached("vlc").unwrap(), &images::vlc::COMMAND);
+    plain::prepare(&one).unwrap();
+    plain::prepare(&two).unwrap();
+    server.start(&one).unwrap();
+
+    let (player, run) = Player::new("10.77.0.51:8554".parse().unwrap(), "x", Duration::from_secs(20));
+    let playing = lab.on_client(run).unwrap();
+    wait_for("packets", || player.count() > 200 || playing.is_finished());
+    player.keep_alive_now();
+    wait_for("a keep-alive", || !player.seen().kept_alive.is_empty() || playing.is_finished());
+    let images = lab.store().join("stream");
+    let pause = server.checkpoint(&one, &images).unwrap();
+    let cut = one.power_cut().unwrap();
+    let restored = server.restore(&two, &images).unwrap();
+    let back = Instant::now();
+    wait_for("the stream", || player.seen().first_after(back).is_some() || playing.is_finished());
+    player.keep_alive_now();
+    wait_for("a keep-alive", || player.seen().kept_alive.len() > 1 || playing.is_finished());
+    player.stop();
+    playing.join().unwrap().unwrap();
+
+    let seen = player.seen();
+    assert_eq!(seen.sources().len(), 1, "another source took over");
+    assert_eq!(seen.kept_alive.iter().map(|(_, code)| *code).collect::<Vec<_>>(), [200, 200]);
+    assert!(seen.errors.is_empty(), "the connection was lost: {:?}", seen.errors);
+    let gap = seen.first_after(cut.instant + Duration::from_millis(50)).unwrap().instant - cut.instant;
+    println!("checkpoint {:?}, restore {restored:?}, gap {gap:?}", pause.wall);
 }

@@ -5,7 +5,7 @@
 mod counter;
 mod redis;
 mod rootfs;
-mod vlc;
+pub mod vlc;
 
 use std::{
     fs,

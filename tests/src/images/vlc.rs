@@ -11,9 +11,17 @@ use anyhow::{Context, ensure};
 
 use super::rootfs;
 
-/// Where the clip is in the image.
-pub const CLIP: &str = "/clip.ts";
-/// Seconds; the server loops it.
+/// What the container runs: the clip again and again within one input, so that its end does not end the sessions.
+pub const COMMAND: [&str; 7] = [
+    "/bin/vlc",
+    "-I",
+    "dummy",
+    "--input-repeat=65535",
+    "--sout-keep",
+    "/clip.ts",
+    "--sout=#rtp{sdp=rtsp://:8554/x}",
+];
+/// Seconds; the server repeats it.
 const CLIP_SECONDS: u32 = 30;
 
 /// What it takes to read a transport stream from a file and send it over RTSP: far less than an installed VLC has.
@@ -46,7 +54,7 @@ fn program() -> anyhow::Result<PathBuf> {
 }
 
 pub(super) fn key() -> anyhow::Result<String> {
-    rootfs::key(1, &[program()?])
+    rootfs::key(3, &[program()?])
 }
 
 /// The directory of VLC's plugins: /usr/lib/TRIPLE/vlc.
@@ -81,6 +89,12 @@ pub(super) fn make(root: &Path) -> anyhow::Result<()> {
     }
     let mut loaded = plugins.clone();
     loaded.push(program.clone());
+    // glibc loads it by itself when a thread is cancelled, which VLC does at every end of an input.
+    let unwinder = rootfs::closure(&loaded)?.iter().find_map(|library| {
+        let beside = library.with_file_name("libgcc_s.so.1");
+        beside.is_file().then_some(beside)
+    });
+    rootfs::copy(root, &unwinder.context("libgcc_s.so.1 (package libgcc-s1) is not installed")?)?;
     for file in rootfs::closure(&loaded)?.iter().chain(&plugins) {
         rootfs::copy(root, file)?;
     }
@@ -88,13 +102,13 @@ pub(super) fn make(root: &Path) -> anyhow::Result<()> {
     fs::write(root.join("usr/bin/vlc"), allow_root(&fs::read(&program)?)?)?;
     crate::run(Command::new("chmod").arg("755").arg(root.join("usr/bin/vlc")))?;
     symlink("usr/bin", root.join("bin"))?;
-    clip(&root.join(CLIP.trim_start_matches('/')))
+    clip(&root.join("clip.ts"))
 }
 
-/// VLC refuses to run as root, and in a container root is what there is. It asks `geteuid`; a copy that asks `getppid`
-/// (a name as long, and never 0 under an init) does not mind.
+/// VLC refuses to run as root, and in a container root is what there is. It asks `geteuid`; a copy that asks `getpgrp`
+/// (a name as long, and the answer is never 0 in a session of the container's own) does not mind.
 fn allow_root(program: &[u8]) -> anyhow::Result<Vec<u8>> {
-    let (asked, instead) = (b"geteuid\0", b"getppid\0");
+    let (asked, instead) = (b"geteuid\0", b"getpgrp\0");
     let at = program.windows(asked.len()).position(|bytes| bytes == asked);
     let at = at.context("vlc does not ask geteuid: this version needs another way to run as root")?;
     let mut patched = program.to_vec();
@@ -119,7 +133,7 @@ mod tests {
     #[test]
     fn the_root_check_is_replaced_once_and_its_absence_is_noticed() {
         let patched = allow_root(b"\0geteuid\0getuid\0").unwrap();
-        assert_eq!(patched, b"\0getppid\0getuid\0");
+        assert_eq!(patched, b"\0getpgrp\0getuid\0");
         assert!(allow_root(b"\0getuid\0").is_err());
     }
 }
