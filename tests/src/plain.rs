@@ -16,7 +16,7 @@ use crate::lab::Node;
 #[derive(Debug, Clone)]
 pub struct Plain {
     pub name: String,
-    /// With the prefix length: `10.77.0.50/24`.
+    /// With the prefix length: `10.77.0.50/16`.
     pub address: String,
     pub mac: String,
     pub argv: Vec<String>,
@@ -35,7 +35,7 @@ impl Plain {
     pub fn new(name: &str, host: u8, image: &Path, argv: &[&str]) -> Self {
         Self {
             name: name.to_owned(),
-            address: format!("10.77.0.{host}/24"),
+            address: format!("10.77.0.{host}/16"),
             mac: format!("02:77:00:00:00:{host:02x}"),
             argv: argv.iter().map(|word| (*word).to_owned()).collect(),
             image: image.to_owned(),

@@ -13,7 +13,7 @@ use ha_lab::{
     census::Census,
     clients::{
         counter::{Counter, connect_patiently},
-        rtsp::Player,
+        rtsp::{Player, ask_about},
     },
     have, images,
     lab::{Lab, Node, NodeOptions, in_netns},
@@ -228,22 +228,24 @@ fn a_stream_goes_on_at_the_peer_by_hand() {
     let (player, run) = Player::new("10.77.0.51:8554".parse().unwrap(), "x", Duration::from_secs(20));
     let playing = lab.on_client(run).unwrap();
     wait_for("packets", || player.count() > 200 || playing.is_finished());
-    player.keep_alive_now();
-    wait_for("a keep-alive", || !player.seen().kept_alive.is_empty() || playing.is_finished());
+    player.ask_for_session();
+    wait_for("an answer", || !player.seen().asked.is_empty() || playing.is_finished());
+    let stranger = || Ok(ask_about("10.77.0.51:8554".parse()?, "x", "0123456789abcdef")?);
+    assert!(!lab.on_client(stranger).unwrap().join().unwrap().unwrap(), "the server seems to know any session");
     let images = lab.store().join("stream");
     let pause = server.checkpoint(&one, &images).unwrap();
     let cut = one.power_cut().unwrap();
     let restored = server.restore(&two, &images).unwrap();
     let back = Instant::now();
     wait_for("the stream", || player.seen().first_after(back).is_some() || playing.is_finished());
-    player.keep_alive_now();
-    wait_for("a keep-alive", || player.seen().kept_alive.len() > 1 || playing.is_finished());
+    player.ask_for_session();
+    wait_for("an answer", || player.seen().asked.len() > 1 || playing.is_finished());
     player.stop();
     playing.join().unwrap().unwrap();
 
     let seen = player.seen();
     assert_eq!(seen.sources().len(), 1, "another source took over");
-    assert_eq!(seen.kept_alive.iter().map(|(_, code)| *code).collect::<Vec<_>>(), [200, 200]);
+    assert_eq!(seen.asked.iter().map(|(_, knows)| *knows).collect::<Vec<_>>(), [true, true]);
     assert!(seen.errors.is_empty(), "the connection was lost: {:?}", seen.errors);
     let gap = seen.first_after(cut.instant + Duration::from_millis(50)).unwrap().instant - cut.instant;
     println!("checkpoint {:?}, restore {restored:?}, gap {gap:?}", pause.wall);

@@ -42,6 +42,8 @@ pub struct Seen {
     pub packets: Vec<Packet>,
     /// Answers to the keep-alive: when, and the status code.
     pub kept_alive: Vec<(Instant, u16)>,
+    /// Answers to `PLAY` for the running session: whether the server still knows it.
+    pub asked: Vec<(Instant, bool)>,
     /// Resets and timeouts of the control connection, each followed by a new one.
     pub errors: Vec<(Instant, String)>,
 }
@@ -76,6 +78,11 @@ struct Answer {
 }
 
 impl Answer {
+    /// For an answer to `PLAY`: VLC says 200 to any session, but has positions (`RTP-Info`) only of one that it knows.
+    fn knows_session(&self) -> bool {
+        self.code == 200 && self.header("RTP-Info").is_some_and(|info| info.contains("url="))
+    }
+
     fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
@@ -148,7 +155,7 @@ impl Control {
 pub struct Player {
     seen: Arc<Mutex<Seen>>,
     stop: Arc<AtomicBool>,
-    ping: Arc<AtomicBool>,
+    ask: Arc<AtomicBool>,
 }
 
 /// How often the session is kept alive. VLC forgets one after 60 s.
@@ -161,10 +168,10 @@ impl Player {
         path: &str,
         patience: Duration,
     ) -> (Self, impl FnOnce() -> anyhow::Result<()> + Send + 'static) {
-        let player = Self { seen: Arc::default(), stop: Arc::default(), ping: Arc::default() };
-        let (seen, stop, ping) = (Arc::clone(&player.seen), Arc::clone(&player.stop), Arc::clone(&player.ping));
+        let player = Self { seen: Arc::default(), stop: Arc::default(), ask: Arc::default() };
+        let (seen, stop, ask) = (Arc::clone(&player.seen), Arc::clone(&player.stop), Arc::clone(&player.ask));
         let url = format!("rtsp://{address}/{path}");
-        let run = move || play(address, &url, patience, &seen, &stop, &ping);
+        let run = move || play(address, &url, patience, &seen, &stop, &ask);
         (player, run)
     }
 
@@ -178,9 +185,9 @@ impl Player {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).packets.len()
     }
 
-    /// Keeps the session alive now rather than when it is due.
-    pub fn keep_alive_now(&self) {
-        self.ping.store(true, Ordering::Relaxed);
+    /// Asks the server now to go on with the session, which tells whether it still knows it; tried until answered.
+    pub fn ask_for_session(&self) {
+        self.ask.store(true, Ordering::Relaxed);
     }
 
     /// Ends the loop.
@@ -245,7 +252,7 @@ fn play(
     patience: Duration,
     seen: &Mutex<Seen>,
     stop: &AtomicBool,
-    ping: &AtomicBool,
+    ask: &AtomicBool,
 ) -> anyhow::Result<()> {
     let (mut control, described) = describe(address, url, patience)?;
     let base = described.header("Content-Base").unwrap_or(url);
@@ -277,7 +284,8 @@ fn play(
             Err(err) if err.kind() == ErrorKind::ConnectionRefused => {}
             Err(err) => return Err(err).context("cannot receive RTP"),
         }
-        if Instant::now() >= due || ping.swap(false, Ordering::Relaxed) {
+        let asking = ask.load(Ordering::Relaxed) && errors_rested(seen);
+        if Instant::now() >= due || asking {
             due = Instant::now() + KEEP_ALIVE;
             let connection = match control.take() {
                 Some(connection) => Ok(connection),
@@ -286,13 +294,19 @@ fn play(
             // A short patience: while it lasts no packet is read, though the socket keeps them.
             let asked = connection.and_then(|mut connection| {
                 connection.reader.get_mut().set_read_timeout(Some(Duration::from_millis(300)))?;
-                let answer = connection.request("OPTIONS", url, &[("Session", &session)])?;
-                Ok((connection, answer.code))
+                let method = if asking { "PLAY" } else { "OPTIONS" };
+                let answer = connection.request(method, url, &[("Session", &session)])?;
+                Ok((connection, answer.code, answer.knows_session()))
             });
             match asked {
-                Ok((connection, code)) => {
+                Ok((connection, code, knows)) => {
                     control = Some(connection);
-                    note(seen, |seen| seen.kept_alive.push((Instant::now(), code)));
+                    if asking {
+                        ask.store(false, Ordering::Relaxed);
+                        note(seen, |seen| seen.asked.push((Instant::now(), knows)));
+                    } else {
+                        note(seen, |seen| seen.kept_alive.push((Instant::now(), code)));
+                    }
                 }
                 Err(err) => {
                     due = Instant::now() + Duration::from_millis(200);
@@ -306,6 +320,22 @@ fn play(
         let _ = control.request("TEARDOWN", url, &[("Session", &session)]);
     }
     Ok(())
+}
+
+/// False for a moment after an error, so that a server that is away is not asked without a pause.
+fn errors_rested(seen: &Mutex<Seen>) -> bool {
+    let seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+    seen.errors.last().is_none_or(|(at, _)| at.elapsed() > Duration::from_millis(200))
+}
+
+/// Whether a server knows the session `session`.
+///
+/// # Errors
+/// From the socket.
+pub fn ask_about(address: SocketAddr, path: &str, session: &str) -> io::Result<bool> {
+    let url = format!("rtsp://{address}/{path}");
+    let mut control = Control::connect(address, Duration::from_secs(2))?;
+    Ok(control.request("PLAY", &url, &[("Session", session)])?.knows_session())
 }
 
 /// The fixed header of RFC 3550; `None` for anything else.

@@ -22,10 +22,16 @@ pub(super) fn key() -> String {
 
 pub(super) fn make(root: &Path) -> anyhow::Result<()> {
     rootfs::skeleton(root)?;
-    let source = root.join("counter.rs");
+    install(root, "bin/counter")
+}
+
+/// Compiles the program to `root`/`place`; other images have it as their healthcheck.
+pub(super) fn install(root: &Path, place: &str) -> anyhow::Result<()> {
+    let (source, program) = (root.join("counter.rs"), root.join(place));
     fs::write(&source, SOURCE)?;
-    let program = root.join("bin/counter");
-    fs::create_dir_all(root.join("bin"))?;
+    if let Some(parent) = program.parent() {
+        fs::create_dir_all(parent)?;
+    }
     let mut rustc = Command::new("rustc");
     rustc.args(["--edition=2024", "-O", "-Ctarget-feature=+crt-static", "-Cpanic=abort", "-Cstrip=symbols"]);
     crate::run(rustc.args(["--crate-name=counter", "-o"]).arg(&program).arg(&source))

@@ -4,7 +4,7 @@ use std::{fs, path::Path, path::PathBuf};
 
 use anyhow::Context;
 
-use super::rootfs;
+use super::{counter, rootfs};
 
 fn program() -> anyhow::Result<PathBuf> {
     let found = crate::which("redis-server").context("redis-server is not installed: scripts/setup --tests")?;
@@ -12,7 +12,7 @@ fn program() -> anyhow::Result<PathBuf> {
 }
 
 pub(super) fn key() -> anyhow::Result<String> {
-    rootfs::key(1, &[program()?])
+    Ok(format!("{}-{}", rootfs::key(1, &[program()?])?, counter::key()))
 }
 
 pub(super) fn make(root: &Path) -> anyhow::Result<()> {
@@ -24,5 +24,5 @@ pub(super) fn make(root: &Path) -> anyhow::Result<()> {
     // Debian's redis-server is a link to redis-check-rdb: the name it runs under decides what it is.
     fs::create_dir_all(root.join("bin"))?;
     fs::copy(&program, root.join("bin/redis-server"))?;
-    Ok(())
+    counter::install(root, "bin/probe")
 }

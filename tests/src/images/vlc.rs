@@ -9,18 +9,11 @@ use std::{
 
 use anyhow::{Context, ensure};
 
-use super::rootfs;
+use super::{counter, rootfs};
 
 /// What the container runs: the clip again and again within one input, so that its end does not end the sessions.
-pub const COMMAND: [&str; 7] = [
-    "/bin/vlc",
-    "-I",
-    "dummy",
-    "--input-repeat=65535",
-    "--sout-keep",
-    "/clip.ts",
-    "--sout=#rtp{sdp=rtsp://:8554/x}",
-];
+pub const COMMAND: [&str; 7] =
+    ["/bin/vlc", "-I", "dummy", "--input-repeat=65535", "--sout-keep", "/clip.ts", "--sout=#rtp{sdp=rtsp://:8554/x}"];
 /// Seconds; the server repeats it.
 const CLIP_SECONDS: u32 = 30;
 
@@ -54,7 +47,7 @@ fn program() -> anyhow::Result<PathBuf> {
 }
 
 pub(super) fn key() -> anyhow::Result<String> {
-    rootfs::key(3, &[program()?])
+    Ok(format!("{}-{}", rootfs::key(3, &[program()?])?, counter::key()))
 }
 
 /// The directory of VLC's plugins: /usr/lib/TRIPLE/vlc.
@@ -102,6 +95,7 @@ pub(super) fn make(root: &Path) -> anyhow::Result<()> {
     fs::write(root.join("usr/bin/vlc"), allow_root(&fs::read(&program)?)?)?;
     crate::run(Command::new("chmod").arg("755").arg(root.join("usr/bin/vlc")))?;
     symlink("usr/bin", root.join("bin"))?;
+    counter::install(root, "usr/bin/probe")?;
     clip(&root.join("clip.ts"))
 }
 

@@ -77,7 +77,7 @@ impl Lab {
         self.switch_ip("link add sw type bridge forward_delay 0 mcast_snooping 0")?;
         self.switch_ip("link set sw up")?;
         self.plug("p-client", "eth0", self.clients.pid)?;
-        for args in [format!("addr add {}/24 dev eth0", Self::CLIENT), "link set eth0 up".to_owned()] {
+        for args in [format!("addr add {}/16 dev eth0", Self::CLIENT), "link set eth0 up".to_owned()] {
             crate::run(self.clients.net_command("ip").args(args.split(' ')))?;
         }
         Ok(())

@@ -125,7 +125,7 @@ impl Node {
         self.switch_ip(&format!("link set {port} master sw up"))?;
         let mut ip = vec![format!("link set {} up", Self::UPLINK)];
         if !self.options.bare_uplink {
-            ip.push(format!("addr add {}/24 dev {}", self.address(), Self::UPLINK));
+            ip.push(format!("addr add {}/16 dev {}", self.address(), Self::UPLINK));
         }
         for args in ip {
             crate::run(life.net_command("ip").args(args.split(' ')))?;

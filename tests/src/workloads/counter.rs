@@ -10,7 +10,8 @@
 //! | `check` | `ok PAGES`, or `broken PAGE` when the ballast has changed |
 //! | `id` | a number drawn when the process started: a cold start is told from a restore |
 //!
-//! `ha-counter [--listen ADDR] [--ballast-mb N] [--file PATH]`; `ha-counter --probe ADDR` asks once and exits 0 or 1.
+//! `ha-counter [--listen ADDR] [--ballast-mb N] [--file PATH]`; `ha-counter --probe ADDR` asks once and exits 0 or 1;
+//! `--knock ADDR` only connects, so that the same program is a healthcheck for any server.
 
 use std::{
     env,
@@ -93,9 +94,12 @@ fn serve(stream: TcpStream, state: &Mutex<State>) -> io::Result<()> {
     Ok(())
 }
 
-fn probe(address: &str) -> io::Result<()> {
+fn probe(address: &str, ask: bool) -> io::Result<()> {
     let target = address.parse().map_err(|err| io::Error::other(format!("{address}: {err}")))?;
     let mut stream = TcpStream::connect_timeout(&target, Duration::from_secs(2))?;
+    if !ask {
+        return Ok(());
+    }
     stream.set_read_timeout(Some(Duration::from_secs(2)))?;
     stream.write_all(b"get\n")?;
     let mut line = String::new();
@@ -109,7 +113,8 @@ fn run() -> io::Result<()> {
     while let Some(name) = args.next() {
         let value = args.next().ok_or_else(|| io::Error::other(format!("{name} needs a value")))?;
         match name.as_str() {
-            "--probe" => return probe(&value),
+            "--probe" => return probe(&value, true),
+            "--knock" => return probe(&value, false),
             "--listen" => listen = value,
             "--ballast-mb" => ballast_mb = value.parse().map_err(io::Error::other)?,
             "--file" => file = Some(OpenOptions::new().create(true).append(true).open(value)?),
