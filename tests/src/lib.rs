@@ -6,6 +6,8 @@
 
 pub mod census;
 pub mod clients;
+pub mod cluster;
+pub mod demo;
 pub mod images;
 pub mod lab;
 pub mod plain;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use ha_lab::{
     census::Census,
+    demo::Workload,
     lab::{
         Lab, NodeOptions,
         warden::{self, NodeArgs},
@@ -20,6 +21,11 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Cmd {
+    /// Checkpoint a container, cut its node's power, and show it going on at the other node.
+    Demo {
+        #[arg(long, value_enum, default_value = "vlc")]
+        workload: Workload,
+    },
     /// Build the root file system of a workload into a directory: counter, redis or vlc.
     Image { name: String, dir: std::path::PathBuf },
     /// Keep a number of nodes running until standard input ends, and print how to enter them.
@@ -60,6 +66,7 @@ fn nodes(count: u8) -> anyhow::Result<()> {
 fn run(command: Cmd) -> anyhow::Result<u8> {
     match command {
         Cmd::Image { name, dir } => ha_lab::images::build(&name, &dir)?,
+        Cmd::Demo { workload } => ha_lab::demo::run(workload)?,
         Cmd::Nodes { count } => nodes(count)?,
         Cmd::Census => println!("{}", serde_json::to_string(&Census::here())?),
         Cmd::NodeWarden(args) => warden::node_warden(&args)?,
