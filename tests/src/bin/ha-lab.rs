@@ -1,0 +1,90 @@
+//! The laboratory's program: the demo and the benchmarks, and the helpers that hold nodes up.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use ha_lab::{
+    census::Census,
+    demo::Workload,
+    lab::{
+        Lab, NodeOptions,
+        warden::{self, NodeArgs},
+    },
+};
+
+#[derive(Parser)]
+#[command(name = "ha-lab", about = "Nodes made of namespaces: demo, benchmarks, images", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Cmd,
+}
+
+#[derive(Subcommand)]
+enum Cmd {
+    /// Checkpoint a container, cut its node's power, and show it going on at the other node.
+    Demo {
+        #[arg(long, value_enum, default_value = "vlc")]
+        workload: Workload,
+    },
+    /// Build the root file system of a workload into a directory: counter, redis or vlc.
+    Image { name: String, dir: std::path::PathBuf },
+    /// Keep a number of nodes running until standard input ends, and print how to enter them.
+    Nodes { count: u8 },
+    /// Print what a program could leave behind here, as JSON.
+    Census,
+    #[command(hide = true)]
+    NodeWarden(NodeArgs),
+    #[command(hide = true)]
+    NodeInit(NodeArgs),
+    #[command(hide = true)]
+    Hold,
+    #[command(hide = true)]
+    NodeExec {
+        #[arg(long)]
+        pid: i32,
+        #[arg(long)]
+        group: String,
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        argv: Vec<String>,
+    },
+}
+
+fn nodes(count: u8) -> anyhow::Result<()> {
+    let lab = Lab::new()?;
+    let nodes =
+        (1..=count).map(|number| lab.node(number, NodeOptions::default())).collect::<anyhow::Result<Vec<_>>>()?;
+    for node in &nodes {
+        let enter = format!("node-exec --pid={} --group={} -- bash", node.pid()?, node.group());
+        println!("{} at {}: {} {enter}", node.name(), node.address(), ha_lab::lab_program()?.display());
+    }
+    println!("the store: {}; clients: nsenter --net={}", lab.store().display(), lab.client_netns().display());
+    std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
+    Ok(())
+}
+
+/// The helpers need a process of one thread, so nothing here starts a runtime before the command is known.
+fn run(command: Cmd) -> anyhow::Result<u8> {
+    match command {
+        Cmd::Image { name, dir } => ha_lab::images::build(&name, &dir)?,
+        Cmd::Demo { workload } => ha_lab::demo::run(workload)?,
+        Cmd::Nodes { count } => nodes(count)?,
+        Cmd::Census => println!("{}", serde_json::to_string(&Census::here())?),
+        Cmd::NodeWarden(args) => warden::node_warden(&args)?,
+        Cmd::NodeInit(args) => warden::node_init(&args)?,
+        Cmd::Hold => warden::hold_netns()?,
+        Cmd::NodeExec { pid, group, argv } => {
+            return Ok(u8::try_from(warden::node_exec(pid, &group, &argv)?).unwrap_or(1));
+        }
+    }
+    Ok(0)
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(code) => ExitCode::from(code),
+        Err(err) => {
+            eprintln!("ha-lab: {err:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

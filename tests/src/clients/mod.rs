@@ -1,0 +1,5 @@
+//! Clients that notice: what they were told, when, on which connection, and what was missing.
+
+pub mod counter;
+pub mod redis;
+pub mod rtsp;

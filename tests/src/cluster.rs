@@ -1,0 +1,339 @@
+//! Managers on the laboratory's nodes: started, asked, stopped, killed, and what they say collected.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::{Context, bail};
+use chrono::{DateTime, Utc};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::lab::{Cut, Lab, Node, NodeOptions};
+
+/// What a manager reports; `ha-manager events --json` prints one a line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    pub at: DateTime<Utc>,
+    pub node: String,
+    pub container: String,
+    pub kind: String,
+    pub message: String,
+    pub detail: Value,
+}
+
+impl Event {
+    /// A number of the detail.
+    pub fn number(&self, key: &str) -> Option<f64> {
+        self.detail.get(key)?.as_f64()
+    }
+
+    /// A text of the detail.
+    pub fn text(&self, key: &str) -> Option<&str> {
+        self.detail.get(key)?.as_str()
+    }
+}
+
+/// The managers' program: `HA_MANAGER_BIN`, or the one built beside `ha-lab`.
+///
+/// # Errors
+/// When it is not built.
+pub fn manager_program() -> anyhow::Result<PathBuf> {
+    if let Some(path) = std::env::var_os("HA_MANAGER_BIN") {
+        return Ok(PathBuf::from(path));
+    }
+    let beside = crate::lab_program()?.with_file_name("ha-manager");
+    anyhow::ensure!(beside.is_file(), "{} is not built: run scripts/build", beside.display());
+    Ok(beside)
+}
+
+/// A node with a manager, or with one that may be started.
+#[derive(Debug)]
+pub struct Member {
+    pub node: Node,
+    config: PathBuf,
+    manager: Option<Child>,
+    events: Arc<Mutex<Vec<Event>>>,
+}
+
+/// Nodes with managers that know each other.
+#[derive(Debug)]
+pub struct Cluster {
+    // Before the laboratory: nodes go first.
+    pub members: Vec<Member>,
+    pub lab: Lab,
+}
+
+impl Cluster {
+    /// Switches `count` nodes on and starts their managers. `extra` is added to every node's configuration; tables in
+    /// it come after the keys that the laboratory sets.
+    ///
+    /// # Errors
+    /// With the node or manager that did not come up, and the end of its log.
+    pub fn start(count: u8, extra: &str) -> anyhow::Result<Self> {
+        let lab = Lab::new()?;
+        let mut cluster = Self { members: Vec::new(), lab };
+        for number in 1..=count {
+            let node = cluster.lab.node(number, NodeOptions { bare_uplink: true })?;
+            let peers: Vec<String> =
+                (1..=count).filter(|n| *n != number).map(|n| format!("\"10.77.0.{n}:7420\"")).collect();
+            let config = node.disk().join("node.toml");
+            fs::write(&config, configuration(&node, &cluster.lab, &peers.join(", "), extra))?;
+            cluster.members.push(Member { node, config, manager: None, events: Arc::default() });
+        }
+        for member in &mut cluster.members {
+            member.start_manager()?;
+        }
+        cluster.wait("all managers to see each other", Duration::from_secs(20), |cluster| {
+            cluster.members.iter().all(|member| member.sees_alive() == usize::from(count))
+        })?;
+        Ok(cluster)
+    }
+
+    /// Waits until `condition` holds.
+    ///
+    /// # Errors
+    /// When it does not within `patience`; with the ends of the managers' logs.
+    pub fn wait(&self, what: &str, patience: Duration, mut condition: impl FnMut(&Self) -> bool) -> anyhow::Result<()> {
+        let start = Instant::now();
+        while !condition(self) {
+            if start.elapsed() > patience {
+                let logs: Vec<String> = self.members.iter().map(Member::log_end).collect();
+                bail!("waited {patience:?} for {what}\n{}", logs.join("\n"));
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// Every event of every node up to now, each once, by time.
+    pub fn events(&self) -> Vec<Event> {
+        let mut all: Vec<Event> = Vec::new();
+        for member in &self.members {
+            for event in member.events.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+                if !all.contains(event) {
+                    all.push(event.clone());
+                }
+            }
+        }
+        all.sort_by_key(|event| event.at);
+        all
+    }
+
+    /// The events of one kind, by time.
+    pub fn of_kind(&self, kind: &str) -> Vec<Event> {
+        self.events().into_iter().filter(|event| event.kind == kind).collect()
+    }
+
+    /// Waits for `count` events of a kind at or after `since`.
+    ///
+    /// # Errors
+    /// As `wait`.
+    pub fn wait_for_event(
+        &self,
+        kind: &str,
+        since: SystemTime,
+        count: usize,
+        patience: Duration,
+    ) -> anyhow::Result<Event> {
+        let since = DateTime::<Utc>::from(since);
+        let found = || self.of_kind(kind).into_iter().filter(|event| event.at >= since).nth(count - 1);
+        self.wait(&format!("{count} × {kind}"), patience, |_| found().is_some())?;
+        found().context("an event vanished")
+    }
+}
+
+fn configuration(node: &Node, lab: &Lab, peers: &str, extra: &str) -> String {
+    let (name, address, disk, store) = (node.name(), node.address(), node.disk(), lab.store());
+    let (uplink, disk, store) = (Node::UPLINK, disk.display(), store.display());
+    let network = format!(
+        "[network]\nbridge = \"ha0\"\naddress = \"{address}/16\"\npool = \"10.77.1.0/24\"\nuplink = \"{uplink}\"\n"
+    );
+    format!(
+        "node = \"{name}\"\ncluster = \"lab\"\nlisten = \"0.0.0.0:7420\"\nadvertise = \"{address}:7420\"\n\
+         peers = [{peers}]\nstore = \"file://{store}\"\nstate_dir = \"{disk}/state\"\n\n{network}\n{extra}"
+    )
+}
+
+impl Member {
+    /// Starts the manager and waits until it answers on its socket.
+    ///
+    /// # Errors
+    /// When it ends or does not answer, with the end of its log.
+    pub fn start_manager(&mut self) -> anyhow::Result<()> {
+        anyhow::ensure!(self.manager.is_none(), "the manager of {} runs already", self.node.name());
+        let log = OpenOptions::new().create(true).append(true).open(self.log())?;
+        let mut command = self.node.command(manager_program()?)?;
+        command.arg("run").arg("--config").arg(&self.config);
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        self.manager = Some(command.spawn()?);
+        let start = Instant::now();
+        while self.cli(&["status", "--json"]).is_err() {
+            let ended = self.manager.as_mut().and_then(|manager| manager.try_wait().ok().flatten());
+            if ended.is_some() || start.elapsed() > Duration::from_secs(20) {
+                let state = ended.map_or("does not answer".to_owned(), |status| format!("ended: {status}"));
+                bail!("the manager of {} {state}\n{}", self.node.name(), self.log_end());
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        self.follow_events()
+    }
+
+    fn follow_events(&self) -> anyhow::Result<()> {
+        let mut command = self.node.command(manager_program()?)?;
+        command.args(["events", "--json", "--follow"]).stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut child = command.stderr(Stdio::null()).spawn()?;
+        let stdout = child.stdout.take().context("no standard output")?;
+        let events = Arc::clone(&self.events);
+        // It ends with its manager or its node.
+        thread::Builder::new().name("events".to_owned()).spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                match serde_json::from_str::<Event>(&line) {
+                    Ok(event) => {
+                        let mut events = events.lock().unwrap_or_else(PoisonError::into_inner);
+                        if !events.contains(&event) {
+                            events.push(event);
+                        }
+                    }
+                    Err(err) => eprintln!("ha-lab: not an event ({err}): {line}"),
+                }
+            }
+            let _ = child.wait();
+        })?;
+        Ok(())
+    }
+
+    /// Sends the manager a signal and, when it is to end, waits for its end.
+    ///
+    /// # Errors
+    /// When it does not run, or does not end within 20 s of a SIGTERM.
+    pub fn stop_manager(&mut self, signal: Signal) -> anyhow::Result<()> {
+        let mut manager = self.manager.take().context("the manager does not run")?;
+        // Killing the stand-in kills the manager; every other signal goes through.
+        kill(Pid::from_raw(manager.id().cast_signed()), signal)?;
+        let start = Instant::now();
+        while manager.try_wait()?.is_none() {
+            if start.elapsed() > Duration::from_secs(20) {
+                manager.kill()?;
+                manager.wait()?;
+                bail!("the manager of {} did not end on {signal}\n{}", self.node.name(), self.log_end());
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    /// Cuts the node's power, its manager with it.
+    ///
+    /// # Errors
+    /// As [`Node::power_cut`].
+    pub fn power_cut(&mut self) -> anyhow::Result<Cut> {
+        let cut = self.node.power_cut();
+        if let Some(mut manager) = self.manager.take() {
+            // Already dead.
+            let _ = manager.wait();
+        }
+        cut
+    }
+
+    /// Runs `ha-manager ARGS` in the node and returns its output.
+    ///
+    /// # Errors
+    /// With its standard error when it fails.
+    pub fn cli(&self, args: &[&str]) -> anyhow::Result<String> {
+        crate::run(self.cli_command()?.args(args))
+    }
+
+    /// `ha-manager` in the node, to be given arguments.
+    ///
+    /// # Errors
+    /// When the node is off or the manager not built.
+    pub fn cli_command(&self) -> anyhow::Result<Command> {
+        self.node.command(manager_program()?)
+    }
+
+    /// `ha-manager ARGS --json`, parsed.
+    ///
+    /// # Errors
+    /// When it fails or prints no JSON.
+    pub fn json(&self, args: &[&str]) -> anyhow::Result<Value> {
+        let text = crate::run(self.cli_command()?.args(args).arg("--json"))?;
+        serde_json::from_str(&text).with_context(|| format!("ha-manager {args:?} --json printed {text:?}"))
+    }
+
+    /// Writes a Compose file to the node's disk and applies it.
+    ///
+    /// # Errors
+    /// With what the manager said.
+    pub fn apply(&self, compose: &str) -> anyhow::Result<String> {
+        let file = self.node.disk().join("app.yaml");
+        fs::write(&file, compose)?;
+        self.cli(&["apply", "-f", &file.display().to_string()])
+    }
+
+    /// The status of a container as this node sees it.
+    pub fn container(&self, name: &str) -> Option<Value> {
+        let status = self.json(&["status"]).ok()?;
+        status.get("containers")?.as_array()?.iter().find(|c| c.get("name").is_some_and(|n| n == name)).cloned()
+    }
+
+    /// How many nodes this one holds alive, itself included.
+    pub fn sees_alive(&self) -> usize {
+        let Ok(status) = self.json(&["status"]) else { return 0 };
+        let nodes = status.get("nodes").and_then(Value::as_array).cloned().unwrap_or_default();
+        let alive = |node: &&Value| matches!(node.get("liveness").and_then(Value::as_str), Some("alive" | "self"));
+        nodes.iter().filter(alive).count()
+    }
+
+    fn log(&self) -> PathBuf {
+        self.node.disk().join("manager.log")
+    }
+
+    /// The last lines of the manager's log.
+    pub fn log_end(&self) -> String {
+        let text = fs::read_to_string(self.log()).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        let from = lines.len().saturating_sub(30);
+        format!("--- the manager's log on {}:\n{}", self.node.name(), lines[from..].join("\n"))
+    }
+
+    /// Copies the manager's log to a file that outlives the laboratory.
+    ///
+    /// # Errors
+    /// From the file system.
+    pub fn keep_log(&self, to: &Path) -> anyhow::Result<()> {
+        let mut target = File::create(to).with_context(|| format!("cannot write {}", to.display()))?;
+        std::io::copy(&mut File::open(self.log())?, &mut target)?;
+        Ok(())
+    }
+
+    /// The manager's process in the machine's numbering (its stand-in's child).
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn manager_pid(&self) -> anyhow::Result<u32> {
+        let stand_in = self.manager.as_ref().context("the manager does not run")?.id();
+        let children = fs::read_to_string(format!("/proc/{stand_in}/task/{stand_in}/children"))?;
+        children.trim().parse().with_context(|| format!("the manager's stand-in has children {children:?}"))
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        if let Some(mut manager) = self.manager.take() {
+            // The node goes down with everything in it right after; this only reaps the stand-in.
+            let _ = manager.kill();
+            let _ = manager.wait();
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! `ha-counter`: a TCP server whose state is in its memory: a number, a chain of hashes over it, and ballast that must
+//! be right to the last byte. One file, `std` only, so that a statically linked copy is a whole container image.
+//!
+//! A line per request, a line per answer:
+//!
+//! | request | answer |
+//! |---|---|
+//! | `incr` | the next `VALUE HASH` |
+//! | `get` | the current `VALUE HASH` |
+//! | `check` | `ok PAGES`, or `broken PAGE` when the ballast has changed |
+//! | `id` | a number drawn when the process started: a cold start is told from a restore |
+//!
+//! `ha-counter [--listen ADDR] [--ballast-mb N] [--file PATH]`; `ha-counter --probe ADDR` asks once and exits 0 or 1;
+//! `--knock ADDR` only connects, so that the same program is a healthcheck for any server.
+
+use std::{
+    env,
+    fs::{File, OpenOptions},
+    hash::{BuildHasher, Hasher, RandomState},
+    io::{self, BufRead, BufReader, Write},
+    net::{TcpListener, TcpStream},
+    process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::Duration,
+};
+
+const PAGE: usize = 4096;
+
+struct State {
+    value: u64,
+    hash: u64,
+    ballast: Vec<u8>,
+    file: Option<File>,
+    id: u64,
+}
+
+/// The hash of `value`, chained to the one before (splitmix64's finisher): a wrong history gives a wrong hash.
+pub fn chain(previous: u64, value: u64) -> u64 {
+    let mut z = previous.wrapping_add(value.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+fn pattern(page: usize) -> u8 {
+    (chain(7, page as u64) & 0xff) as u8 | 1
+}
+
+impl State {
+    fn new(ballast_mb: usize, file: Option<File>) -> Self {
+        let pages = ballast_mb * (1024 * 1024 / PAGE);
+        let mut ballast = vec![0; pages * PAGE];
+        for (page, bytes) in ballast.chunks_mut(PAGE).enumerate() {
+            bytes.fill(pattern(page));
+        }
+        let id = RandomState::new().build_hasher().finish();
+        Self { value: 0, hash: 0, ballast, file, id }
+    }
+
+    fn answer(&mut self, request: &str) -> io::Result<String> {
+        match request {
+            "incr" => {
+                self.value += 1;
+                self.hash = chain(self.hash, self.value);
+                let line = format!("{} {:016x}", self.value, self.hash);
+                if let Some(file) = &mut self.file {
+                    writeln!(file, "{line}")?;
+                }
+                Ok(line)
+            }
+            "get" => Ok(format!("{} {:016x}", self.value, self.hash)),
+            "check" => {
+                let wrong = |(page, bytes): (usize, &[u8])| bytes.iter().any(|b| *b != pattern(page)).then_some(page);
+                Ok(match self.ballast.chunks(PAGE).enumerate().find_map(wrong) {
+                    None => format!("ok {}", self.ballast.len() / PAGE),
+                    Some(page) => format!("broken {page}"),
+                })
+            }
+            "id" => Ok(format!("{:016x}", self.id)),
+            other => Ok(format!("error: unknown request {other:?}; known are incr, get, check, id")),
+        }
+    }
+}
+
+fn serve(stream: TcpStream, state: &Mutex<State>) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut writer = stream.try_clone()?;
+    for line in BufReader::new(stream).lines() {
+        let mut answer = state.lock().unwrap_or_else(PoisonError::into_inner).answer(line?.trim())?;
+        answer.push('\n');
+        writer.write_all(answer.as_bytes())?;
+    }
+    Ok(())
+}
+
+fn probe(address: &str, ask: bool) -> io::Result<()> {
+    let target = address.parse().map_err(|err| io::Error::other(format!("{address}: {err}")))?;
+    let mut stream = TcpStream::connect_timeout(&target, Duration::from_secs(2))?;
+    if !ask {
+        return Ok(());
+    }
+    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+    stream.write_all(b"get\n")?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line)?;
+    if line.ends_with('\n') { Ok(()) } else { Err(io::Error::other("no answer")) }
+}
+
+fn run() -> io::Result<()> {
+    let (mut listen, mut ballast_mb, mut file) = ("0.0.0.0:7000".to_owned(), 4, None);
+    let mut args = env::args().skip(1);
+    while let Some(name) = args.next() {
+        let value = args.next().ok_or_else(|| io::Error::other(format!("{name} needs a value")))?;
+        match name.as_str() {
+            "--probe" => return probe(&value, true),
+            "--knock" => return probe(&value, false),
+            "--listen" => listen = value,
+            "--ballast-mb" => ballast_mb = value.parse().map_err(io::Error::other)?,
+            "--file" => file = Some(OpenOptions::new().create(true).append(true).open(value)?),
+            _ => return Err(io::Error::other(format!("unknown option {name}"))),
+        }
+    }
+    let state = Arc::new(Mutex::new(State::new(ballast_mb, file)));
+    let listener = TcpListener::bind(&listen)?;
+    println!("listening on {listen}");
+    for stream in listener.incoming() {
+        let (stream, state) = (stream?, Arc::clone(&state));
+        thread::Builder::new().stack_size(64 * 1024).spawn(move || {
+            if let Err(err) = serve(stream, &state) {
+                eprintln!("connection: {err}");
+            }
+        })?;
+    }
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            eprintln!("ha-counter: {err}");
+            ExitCode::FAILURE
+        }
+    }
+}
