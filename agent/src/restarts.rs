@@ -161,7 +161,10 @@ mod tests {
                         prop_assert!(attempt <= attempts && attempt as usize == end + 1);
                         before = delay;
                     }
-                    next => prop_assert!(next == Next::GiveUp { attempts } && end >= attempts as usize),
+                    next => {
+                        prop_assert_eq!(next, Next::GiveUp { attempts });
+                        prop_assert!(end >= attempts as usize);
+                    }
                 }
             }
         }

@@ -228,7 +228,8 @@ mod tests {
 
     #[test]
     fn values_that_cannot_work_are_named() {
-        let spoil: &[(&str, fn(&mut Config))] = &[
+        type Spoil = fn(&mut Config);
+        let spoil: &[(&str, Spoil)] = &[
             ("version", |c| c.version = 2),
             ("argv", |c| c.argv.clear()),
             ("argv", |c| c.argv.push("a\0b".into())),
