@@ -79,7 +79,7 @@ impl Control for ControlService {
             let text = format!(
                 "{} runs on {}: apply it there, or `ha-manager move {} --to {}` first",
                 spec.name,
-                peer.node,
+                peer.name,
                 spec.name,
                 self.node.name()
             );

@@ -24,7 +24,7 @@ pub async fn gather(node: &Node, local: bool) -> StatusReply {
         node: node.name().to_string(),
         nodes: vec![NodeStatus {
             name: node.name().to_string(),
-            address: node.ctx.membership.service().envelope_address(),
+            address: node.ctx.membership.service().envelope().address,
             liveness: "self".into(),
             version: env!("CARGO_PKG_VERSION").into(),
             problems: node.problems(),

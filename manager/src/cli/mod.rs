@@ -92,7 +92,11 @@ async fn apply(socket: &Path, args: args::Apply) -> Result<(), CliError> {
     let text = std::fs::read_to_string(&args.file).map_err(io(format!("cannot read {shown}")))?;
     let base = args.file.canonicalize().map_err(io(format!("cannot find {shown}")))?;
     let base: PathBuf = base.parent().unwrap_or(Path::new("/")).to_owned();
-    let file = compose::parse(&text, &shown).map_err(|errors| CliError::Input(errors.to_string()))?;
+    let variables = |name: &str| std::env::var(name).ok();
+    let file = compose::parse(&text, &shown, &variables).map_err(|errors| CliError::Input(errors.to_string()))?;
+    for warning in &file.warnings {
+        eprintln!("{warning}");
+    }
     if args.dry_run {
         return print_json(&file.containers);
     }

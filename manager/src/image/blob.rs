@@ -2,6 +2,8 @@
 
 use std::{future::Future, path::Path};
 
+use crate::store::{Store, StoreError};
+
 /// Why the store did not do it.
 #[derive(Debug, thiserror::Error)]
 pub enum BlobError {
@@ -9,6 +11,9 @@ pub enum BlobError {
     Missing,
     #[error("it is larger than the {max} bytes it may have")]
     TooLarge { max: u64 },
+    /// The store does not answer: try again later.
+    #[error(transparent)]
+    Away(Box<dyn std::error::Error + Send + Sync>),
     #[error(transparent)]
     Other(Box<dyn std::error::Error + Send + Sync>),
 }
@@ -23,6 +28,30 @@ pub trait BlobStore: Send + Sync {
     fn get_to_file(&self, key: &str, file: &Path, max: u64) -> impl Future<Output = Result<u64, BlobError>> + Send;
 
     fn exists(&self, key: &str) -> impl Future<Output = Result<bool, BlobError>> + Send;
+}
+
+impl BlobStore for Store {
+    async fn put_if_absent(&self, key: &str, file: &Path) -> Result<bool, BlobError> {
+        if self.head(key).await.map_err(from_store)?.is_some() {
+            return Ok(false);
+        }
+        self.put_file(key, file).await.map(|_| true).map_err(from_store)
+    }
+
+    async fn get_to_file(&self, key: &str, file: &Path, max: u64) -> Result<u64, BlobError> {
+        Store::get_to_file(self, key, file, max).await.map(|received| received.size).map_err(from_store)
+    }
+
+    async fn exists(&self, key: &str) -> Result<bool, BlobError> {
+        self.head(key).await.map(|size| size.is_some()).map_err(from_store)
+    }
+}
+
+fn from_store(error: StoreError) -> BlobError {
+    if error.is_not_found() {
+        return BlobError::Missing;
+    }
+    if error.is_retryable() { BlobError::Away(Box::new(error)) } else { BlobError::Other(Box::new(error)) }
 }
 
 /// The store's name of the content with this blake3 digest.

@@ -59,6 +59,11 @@ pub enum ImageError {
 }
 
 impl ImageError {
+    /// True when the store was away and trying again later can help.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Store { source: BlobError::Away(_), .. })
+    }
+
     /// For `map_err`: an operation on a path of this node.
     pub(super) fn io<E: Into<io::Error>>(op: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(E) -> ImageError {
         let path = path.into();

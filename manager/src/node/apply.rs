@@ -11,7 +11,7 @@ use crate::{
     image,
     ownership::{self, Claim, Claimant},
     recovery::{Begin, Command, Order, ProgressSender},
-    spec::{ContainerSpec, Epoch, MountSource},
+    spec::{ContainerName, ContainerSpec, Epoch, MountSource},
     store::{
         StoreError,
         apps::{self, App, AppContent, PutApp},
@@ -86,9 +86,11 @@ impl Node {
 
     async fn import(&self, spec: &ContainerSpec, base_dir: &std::path::Path, progress: &ProgressSender) -> Result<crate::spec::ImageRecord, ApiError> {
         let source = image::classify(&spec.image, base_dir).map_err(|err| ApiError::Invalid(crate::chain(&err)))?;
-        let scratch = self.ctx.config.state_dir.join("import");
-        let shown = ImageProgress { progress, name: spec.name.to_string() };
-        image::import(&source, &self.ctx.store, &shown, &scratch).await.map_err(|err| ApiError::failed(&err))
+        let options = image::ImportOptions::new(self.ctx.config.state_dir.join("import"));
+        let (shown, name) = (progress.clone(), spec.name.clone());
+        let show: image::Progress = Arc::new(move |event| show(&shown, &name, event));
+        let imported = image::import(&source, &spec.image, &self.ctx.store, &options, &show).await;
+        imported.map_err(|err| ApiError::failed(&err))
     }
 
     async fn register(&self, generation: u64, content: AppContent) -> Result<App, ApiError> {
@@ -177,13 +179,17 @@ fn unavailable(error: StoreError) -> ApiError {
     ApiError::Unavailable(crate::chain(&error))
 }
 
-struct ImageProgress<'a> {
-    progress: &'a ProgressSender,
-    name: String,
-}
-
-impl image::Progress for ImageProgress<'_> {
-    fn update(&self, step: &str, done: u64, total: u64) {
-        self.progress.bytes(format!("{}: {step}", self.name), done, total);
+fn show(progress: &ProgressSender, name: &ContainerName, event: image::Event) {
+    use image::Event::{Converting, Fetching, Note, Pulling, Ready, Stored, Unpacking};
+    let of = |layer: usize, layers: usize| format!("{name}: layer {layer} of {layers}");
+    match event {
+        Pulling { layer, layers, bytes, of: total } => progress.bytes(format!("{}: pulling", of(layer, layers)), bytes, total),
+        Converting { layer, layers } => progress.step(format!("{}: converting", of(layer, layers))),
+        Stored { layer, layers, uploaded: true, .. } => progress.step(format!("{}: stored", of(layer, layers))),
+        Stored { layer, layers, .. } => progress.step(format!("{}: in the store already", of(layer, layers))),
+        Fetching { layer, layers, .. } => progress.step(format!("{}: fetching", of(layer, layers))),
+        Unpacking { layer, layers } => progress.step(format!("{}: unpacking", of(layer, layers))),
+        Ready { layer, layers, .. } => progress.step(format!("{}: ready", of(layer, layers))),
+        Note { text } => progress.step(format!("{name}: {text}")),
     }
 }

@@ -166,7 +166,7 @@ async fn prefetch(node: &Node, image: &crate::spec::ImageRecord, ready: &mut Has
     if image.layers.iter().all(|layer| ready.contains(&layer.digest)) {
         return;
     }
-    match image::ensure(image, &node.ctx.store, &node.ctx.layers_dir(), &image::silent()).await {
+    match image::ensure(image, &node.ctx.store, &node.ctx.layers_dir(), &image::Limits::default(), &image::silent()).await {
         Ok(_) => ready.extend(image.layers.iter().map(|layer| layer.digest.clone())),
         Err(error) => tracing::warn!(image = image.reference, error = crate::chain(&error), "cannot be fetched ahead of need"),
     }

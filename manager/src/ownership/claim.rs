@@ -245,6 +245,20 @@ pub async fn history(store: &Store, container: &ContainerName) -> Result<History
     Ok(history)
 }
 
+/// How many times the container was claimed since `since`, by the claimants' clocks. Looks at the last 32 claims only.
+pub async fn claims_since(
+    store: &Store,
+    container: &ContainerName,
+    since: DateTime<Utc>,
+) -> Result<u32, OwnershipError> {
+    let mut count = 0;
+    for (epoch, _) in epochs(store, container).await?.into_iter().rev().take(32) {
+        let claim = owner(store, container, epoch).await?;
+        count += u32::from(claim.at >= since && !claim.released);
+    }
+    Ok(count)
+}
+
 /// The newest owner of every container that ever had one.
 ///
 /// An unreadable record is reported beside the others, so that one damaged object does not stop a node.

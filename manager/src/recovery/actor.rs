@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ha_proto::agent::{Event, Health, event::Kind};
+use ha_proto::agent::{Event, Health, Phase as AgentPhase, event::Kind};
 use serde_json::json;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -24,12 +24,12 @@ use super::{
     view::{ContainerView, Phase, SharedView},
 };
 use crate::{
-    agentlink::{Verdict, Watchdog},
+    agentlink::{Verdict, Watchdog, WatchdogConfig},
     api::ApiError,
     node::Ctx,
     ownership::Owner,
     policy::{Schedule, Scope},
-    snapshot::{Kind as SnapshotKind, NetworkIdentity},
+    snapshot::{NetworkIdentity, SnapshotKind},
     spec::{ContainerName, RestartPolicy, SnapshotId, StateKind},
     store::apps::{App, AppContent},
 };
@@ -150,7 +150,7 @@ pub fn spawn(ctx: Arc<Ctx>, app: App, content: AppContent, owner: Owner, identit
         last_committed: None,
         restarts: VecDeque::new(),
         waiting: Vec::new(),
-        watchdog: Watchdog::default(),
+        watchdog: Watchdog::new(WatchdogConfig::default(), now),
         next_ping: now,
         inbox,
         ctx,
@@ -229,8 +229,8 @@ impl Actor {
         }
         if now >= self.next_ping {
             self.next_ping = now + PING_EVERY;
-            if self.ping().await == Verdict::Hung {
-                return self.lost(Scope::Container, "the agent does not answer".into()).await;
+            if let Some((scope, why)) = self.ping().await {
+                return self.lost(scope, why).await;
             }
         }
         if self.schedule.as_ref().is_some_and(|s| s.due() <= Instant::now()) && matches!(self.state, State::Up(_)) {
@@ -240,13 +240,26 @@ impl Actor {
         ControlFlow::Continue(())
     }
 
-    async fn ping(&mut self) -> Verdict {
-        let State::Up(live) = &mut self.state else { return Verdict::Alive };
-        let answer = live.link.ping(PING_EVERY).await;
-        if let Ok(status) = &answer {
-            self.view.update(|view| view.health = health_name(status));
+    /// Asks the agent how things are; what is lost, if something is.
+    async fn ping(&mut self) -> Option<(Scope, String)> {
+        let State::Up(live) = &self.state else { return None };
+        self.watchdog.pinged(Instant::now());
+        match live.link.ping(PING_EVERY).await {
+            Ok(status) => {
+                self.watchdog.answered(Instant::now());
+                self.view.update(|view| view.health = health_name(&status));
+                // Said by an event too; asked here because an event can be lost.
+                let ended = status.phase() == AgentPhase::Ended && matches!(self.app.spec.state, StateKind::Stateful { .. });
+                ended.then(|| (Scope::Process, "the main process has ended".to_owned()))
+            }
+            Err(_) => {
+                self.watchdog.missed();
+                match self.watchdog.verdict(Instant::now()) {
+                    Verdict::Hung(since) => Some((Scope::Container, format!("the agent has not answered for {since:.1?}"))),
+                    Verdict::Alive | Verdict::Late(_) => None,
+                }
+            }
         }
-        self.watchdog.observe(answer.is_ok(), Instant::now())
     }
 
     async fn agent_event(&mut self, event: Event) -> ControlFlow<()> {
@@ -341,7 +354,7 @@ impl Actor {
         self.view.update(|view| {
             (view.phase, view.pid, view.failure, view.up_since) = (Phase::Running, pid, None, Some(Instant::now()));
         });
-        self.watchdog = Watchdog::default();
+        self.watchdog = Watchdog::new(WatchdogConfig::default(), Instant::now());
         self.waited = None;
         self.next_ping = Instant::now() + PING_EVERY;
         self.state = State::Up(Box::new(live));

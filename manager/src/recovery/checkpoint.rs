@@ -32,7 +32,6 @@ use crate::{
 
 /// No healthcheck begins for this long after the quiesce; a dump is over long before.
 const HOLD: Duration = Duration::from_secs(2);
-const QUIESCE_PATIENCE: Duration = Duration::from_secs(3);
 /// Dumps that may wait for the store in memory; further ones wait for these.
 const PENDING_MAX: usize = 2;
 
@@ -75,7 +74,7 @@ impl Actor {
             return Err("the dumps before this one are still being packed; the store or the disk is too slow for the interval".into());
         }
         let State::Up(live) = &self.state else { return Err("the container is not running".into()) };
-        let status = live.link.quiesce(HOLD, QUIESCE_PATIENCE).await.map_err(|error| crate::chain(&error))?;
+        let status = live.link.quiesce(HOLD).await.map_err(|error| crate::chain(&error))?;
         let health = match status.health() {
             Health::Healthy => SnapshotHealth::Healthy,
             Health::Unhealthy => SnapshotHealth::Unhealthy,

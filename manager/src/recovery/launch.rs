@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf, sync::Arc};
 
-use ha_proto::agent::config as agent_config;
+use ha_proto::agent as agent_config;
 
 use super::{
     live::{Live, ProbeError},
@@ -10,7 +10,7 @@ use super::{
     teardown::TeardownError,
 };
 use crate::{
-    agentlink::{self, LinkError},
+    agentlink::{self, AgentLink, ChannelDir},
     checkpoint::RestoreError,
     image::{self, ImageError},
     network::{self, Attachment, Conflict, NetworkError},
@@ -45,7 +45,7 @@ pub enum LaunchError {
     #[error("the container came up but does not work")]
     Probe(#[from] ProbeError),
     #[error("the channel to the agent cannot be opened")]
-    Link(#[from] LinkError),
+    Link(#[from] agentlink::Error),
     #[error("cannot {doing}")]
     Io { doing: String, source: io::Error },
 }
@@ -71,7 +71,7 @@ impl LaunchError {
 /// The container's root: image layers below, its own files above.
 pub async fn mount_root(ctx: &Ctx, place: &Place, app: &AppContent) -> Result<Vec<PathBuf>, LaunchError> {
     let image = |source| LaunchError::Image { reference: app.image.reference.clone(), source };
-    let layers = image::ensure(&app.image, &ctx.store, &ctx.layers_dir(), &image::Silent).await.map_err(image)?;
+    let layers = image::ensure(&app.image, &ctx.store, &ctx.layers_dir(), &image::Limits::default(), &image::silent()).await.map_err(image)?;
     let (lower, upper, work, merged) = (layers.clone(), place.upper(), place.work(), place.merged());
     blocking(move || image::mount_overlay(&lower, &upper, &work, &merged)).await.map_err(image)?;
     Ok(layers)
@@ -79,7 +79,6 @@ pub async fn mount_root(ctx: &Ctx, place: &Place, app: &AppContent) -> Result<Ve
 
 /// Writes the bundle; everything it refers to exists.
 pub fn write_bundle(
-    ctx: &Ctx,
     place: &Place,
     app: &AppContent,
     attachment: &Attachment,
@@ -142,8 +141,8 @@ pub fn agent_config(
     config.cwd = spec.working_dir.clone().or(app.image.config.working_dir.clone()).unwrap_or_else(|| "/".into()).into();
     let user = spec.user.clone().or(app.image.config.user.clone()).unwrap_or_default();
     if !user.is_empty() {
-        let (uid, gid, groups) = image::resolve_user(layers, &user).map_err(image_error)?;
-        config.user = agent_config::User { uid, gid, groups };
+        let ids = image::resolve_user(layers, &user).map_err(image_error)?;
+        config.user = agent_config::User { uid: ids.uid, gid: ids.gid, groups: ids.groups };
     }
     config.restart.rule = match spec.restart {
         RestartPolicy::No => agent_config::RestartRule::No,
@@ -215,15 +214,15 @@ pub async fn cold_start(
     let asked = probe_address(ctx, identity);
     let (layers, attachment) = tokio::try_join!(mount_root(ctx, place, app), build_network(ctx, container, identity))?;
     let config = agent_config(ctx, app, &layers)?;
-    agentlink::write_config(&place.channel(), &config)?;
-    write_bundle(ctx, place, app, &attachment, ctx.agent.dir())?;
-    let link = agentlink::AgentLink::open(&place.channel(), container)?;
+    ChannelDir::open(&place.channel())?.write_config(&config)?;
+    write_bundle(place, app, &attachment, ctx.agent.dir())?;
+    let link = AgentLink::open(&place.channel(), container.clone())?;
     let pid = {
         let (ctx, id, bundle) = (Arc::clone(ctx), ctx.runtime_id(container), place.bundle());
         blocking(move || ctx.runtime.start(&id, &bundle, ctx.config.checkpoint.timeout)).await?
     };
     flatten(asked.await)?;
-    let status = super::live::probe(&link, None, None, super::restore::PATIENCE).await?;
+    let status = super::live::first_answer(&link).await?;
     attach(ctx, &attachment).await?;
     Live::new(pid, link, attachment, status.incarnation).map_err(LaunchError::io("watch the container"))
 }

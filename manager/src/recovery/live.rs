@@ -1,12 +1,15 @@
 //! A copy of a container that is up on this node: its process, its agent, its place in the network.
 
-use std::{io, time::Duration};
+use std::{
+    io,
+    time::{Duration, Instant},
+};
 
 use ha_proto::agent::{Event, Health, Status};
 use tokio::{io::unix::AsyncFd, sync::mpsc};
 
 use crate::{
-    agentlink::{AgentLink, LinkError},
+    agentlink::{self, AgentLink},
     network::Attachment,
     runtime::ExitWatch,
 };
@@ -23,9 +26,12 @@ pub struct Live {
 }
 
 impl Live {
-    pub fn new(pid: i32, mut link: AgentLink, attachment: Attachment, incarnation: Vec<u8>) -> io::Result<Self> {
-        let events = link.take_events();
-        Ok(Self { pid, link, attachment, incarnation, events, exit: Exit(AsyncFd::new(ExitWatch::new(pid)?)?) })
+    /// `link` has answered already. What it brought with that answer is the past: the status said what came of it.
+    pub fn new(pid: i32, link: AgentLink, attachment: Attachment, incarnation: Vec<u8>) -> io::Result<Self> {
+        let mut events = link.events().ok_or_else(|| io::Error::other("the agent's events are taken already"))?;
+        while events.try_recv().is_ok() {}
+        let exit = Exit(AsyncFd::register(ExitWatch::new(pid)?).map_err(io::Error::from)?);
+        Ok(Self { pid, link, attachment, incarnation, events, exit })
     }
 }
 
@@ -42,11 +48,16 @@ impl Exit {
     }
 }
 
+/// How long a new copy's agent is waited for.
+pub const PATIENCE: Duration = Duration::from_secs(3);
+/// Between two attempts to reach an agent that is not listening yet.
+const AGAIN: Duration = Duration::from_millis(5);
+
 /// Why a copy that came up does not count as up.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
     #[error("the agent does not answer")]
-    Agent(#[source] LinkError),
+    Agent(#[source] agentlink::Error),
     #[error("the state is gone: agent {found} answers, the snapshot holds agent {expected}")]
     StateGone { expected: String, found: String },
     #[error("the main process is not running")]
@@ -55,32 +66,36 @@ pub enum ProbeError {
     Unhealthy { output: String },
 }
 
-/// Asks a new copy whether it works: by its healthcheck if there is one, else whether its main process is there.
+/// Asks a restored copy whether it works: by its healthcheck if there is one, else whether its main process is there.
 ///
-/// With `expected` it also has to be the agent of the snapshot, with its memory: a restore that came up empty is no restore.
-pub async fn probe(
-    link: &AgentLink,
-    expected: Option<&[u8]>,
-    healthcheck: Option<Duration>,
-    patience: Duration,
-) -> Result<Status, ProbeError> {
-    let status = match healthcheck {
-        Some(timeout) => link.check_now(timeout, patience + timeout).await,
-        None => link.ping(patience).await,
-    }
-    .map_err(ProbeError::Agent)?;
-    if let Some(expected) = expected
-        && status.incarnation != expected
-    {
+/// It has to be the agent of the snapshot, with its memory: a restore that came up empty is no restore.
+pub async fn probe(link: &AgentLink, expected: &[u8], healthcheck: Option<Duration>) -> Result<Status, ProbeError> {
+    let status = first_answer(link).await?;
+    if status.incarnation != expected {
         return Err(ProbeError::StateGone { expected: hex::encode(expected), found: hex::encode(&status.incarnation) });
     }
     if !status.main_running {
         return Err(ProbeError::MainEnded);
     }
-    if healthcheck.is_some() && status.failing_streak > 0 {
-        return Err(ProbeError::Unhealthy { output: status.health_output });
+    if let Some(timeout) = healthcheck {
+        let reply = link.check_now(timeout).await.map_err(ProbeError::Agent)?;
+        if let Some(check) = reply.check.filter(|check| !check.healthy) {
+            return Err(ProbeError::Unhealthy { output: check.output });
+        }
     }
     Ok(status)
+}
+
+/// The agent's first status: of a new container it takes a moment until it listens.
+pub async fn first_answer(link: &AgentLink) -> Result<Status, ProbeError> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match link.ping(PATIENCE).await {
+            Ok(status) => return Ok(status),
+            Err(agentlink::Error::Unreachable(_)) if Instant::now() < deadline => tokio::time::sleep(AGAIN).await,
+            Err(error) => return Err(ProbeError::Agent(error)),
+        }
+    }
 }
 
 pub fn health_name(status: &Status) -> &'static str {

@@ -176,7 +176,7 @@ impl Actor {
         if let State::Up(live) = &mut self.state {
             let grace = std::time::Duration::from_secs(10);
             // One that does not answer is killed below.
-            let _ = live.link.stop(grace, std::time::Duration::from_secs(1)).await;
+            let _ = live.link.stop(grace).await;
             let _ = tokio::time::timeout(grace + std::time::Duration::from_secs(1), live.exit.wait()).await;
         }
         progress.step("removing its snapshots");

@@ -24,7 +24,7 @@ use crate::{
     api::ApiError,
     ownership,
     policy::{self, Attempt, KnownSnapshot, Scope, Situation, Source},
-    recovery::live::Live,
+    recovery::live::{Live, first_answer},
     snapshot::{self, SnapshotHealth},
     spec::{RecoveryStep, SnapshotId, StateKind},
 };
@@ -78,7 +78,8 @@ impl Actor {
             Ok(snapshots) => snapshots,
             Err(text) => return self.wait(scope, why, text),
         };
-        let attempts = policy::plan(&self.app.spec.recovery, &self.situation(scope, snapshots).await);
+        let situation = self.situation(scope, snapshots).await;
+        let attempts = policy::plan(&self.app.spec.recovery, &situation);
         let mut last = "the recovery policy has no step for this".to_owned();
         for attempt in attempts {
             if let Err(deposed) = ownership::ensure_current(&self.ctx.store, &self.name, &self.owner).await {
@@ -296,10 +297,13 @@ impl Actor {
             Ok::<_, String>((state.pid, attachment))
         })
         .await?;
-        let link = AgentLink::open(&self.place.channel(), &self.name).map_err(|error| text(&error))?;
-        let status = link.ping(restore::PATIENCE).await.map_err(|error| text(&error))?;
+        let link = AgentLink::open(&self.place.channel(), self.name.clone()).map_err(|error| text(&error))?;
+        let status = first_answer(&link).await.map_err(|error| text(&error))?;
         if hex::encode(&status.incarnation) != record.incarnation {
             return Err("another agent answers than the one that was left".into());
+        }
+        if !status.main_running && matches!(self.app.spec.state, StateKind::Stateful { .. }) {
+            return Err("its main process has ended".into());
         }
         Live::new(pid, link, attachment, status.incarnation).map_err(|error| error.to_string())
     }

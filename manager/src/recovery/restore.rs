@@ -11,7 +11,7 @@
 use std::{
     fs,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use chrono::{DateTime, Utc};
@@ -24,17 +24,14 @@ use super::{
     recover::ms,
 };
 use crate::{
-    agentlink::{self, AgentLink},
+    agentlink::{AgentLink, ChannelDir},
     checkpoint,
-    network::{self, NetIdentity},
+    network::{self, NetIdentity, SurvivorLimits, Survivors},
     node::Ctx,
     snapshot::{self, Manifest, PartName, SnapshotError},
     spec::{MountSource, SnapshotId},
     store::apps::AppContent,
 };
-
-/// How long a new copy's agent is waited for.
-pub(super) const PATIENCE: Duration = Duration::from_secs(3);
 
 /// What a restore gives: the copy, the snapshot's agent (for the next checkpoints), and when the state was frozen.
 pub(super) struct Restored {
@@ -61,7 +58,8 @@ pub(super) async fn restore(
     let app = &AppContent { spec: app.spec.clone(), image: manifest.meta.image.clone() };
     let asked = launch::probe_address(ctx, identity);
     let memory = async {
-        snapshot::fetch(&ctx.store, &manifest, &PartName::Memory, &images, &|_| {}).await.map_err(read)
+        snapshot::fetch(&ctx.store, &manifest, &PartName::Memory, &images, &|_| {}).await.map_err(read)?;
+        Ok(())
     };
     let files = async {
         fetch_files(ctx, place, app, &manifest).await.map_err(read)?;
@@ -78,28 +76,31 @@ pub(super) async fn restore(
     };
     let ((agent, layers), (), attachment) = tokio::try_join!(files, memory, network)?;
     // Not read again by the restored agent; there for the next cold start and for people.
-    agentlink::write_config(&place.channel(), &launch::agent_config(ctx, app, &layers)?)?;
-    launch::write_bundle(ctx, place, app, &attachment, agent)?;
-    let link = AgentLink::open(&place.channel(), name)?;
-    let pid = {
+    ChannelDir::open(&place.channel())?.write_config(&launch::agent_config(ctx, app, &layers)?)?;
+    launch::write_bundle(place, app, &attachment, agent)?;
+    let link = AgentLink::open(&place.channel(), name.clone())?;
+    let asking = tokio::spawn(ask_peers(Arc::clone(ctx), asked, identity.clone(), images.clone()));
+    let restoring = {
         let (ctx, runtime_id, bundle, images) = (Arc::clone(ctx), ctx.runtime_id(name), place.bundle(), images.clone());
-        launch::blocking(move || {
+        tokio::task::spawn_blocking(move || {
             checkpoint::restore(&ctx.runtime, &runtime_id, &bundle, &images, &bundle, ctx.config.checkpoint.timeout)
         })
-        .await
-        .map_err(|source| LaunchError::Restore { snapshot: id, source })?
     };
+    // Both are waited for, whatever becomes of the other: what one has made is cleared away by the caller only afterwards.
+    let (restored, asked) = tokio::join!(restoring, asking);
+    let restored = restored.map_err(|err| LaunchError::io("restore")(std::io::Error::other(err)))?;
+    let pid = restored.map_err(|source| LaunchError::Restore { snapshot: id, source })?;
+    let survivors = asked.map_err(|err| LaunchError::io("ask the peers")(std::io::Error::other(err)))??;
     let restored_ms = ms(began);
     let healthcheck = app.spec.healthcheck.as_ref().map(|check| check.timeout);
-    let status = live::probe(&link, Some(&manifest.meta.agent_incarnation.0), healthcheck, PATIENCE).await?;
-    launch::flatten(asked.await)?;
-    let survivors = network::Survivors::read(&images);
+    let status = live::probe(&link, Some(&manifest.meta.agent_incarnation.0), healthcheck).await?;
+    let survivors = settle(survivors, &attachment).await;
     launch::attach(ctx, &attachment).await?;
     let state_age = Utc::now().signed_duration_since(manifest.meta.frozen_at).num_milliseconds();
     let detail = json!({"snapshot": id, "ms": restored_ms, "total_ms": ms(began), "state_age_ms": state_age,
                         "raw_bytes": manifest.raw_bytes(), "stored_bytes": manifest.stored_bytes()});
     ctx.events.emit(Some(name), "recovery.restored", &format!("restored from {id}"), detail);
-    judge_connections(ctx, name, &attachment, survivors);
+    judge_connections(ctx, name, survivors);
     if let Err(error) = fs::remove_dir_all(&images) {
         tracing::warn!(container = %name, %error, "the images of the restore could not be removed");
     }
@@ -129,19 +130,45 @@ async fn agent_dir(ctx: &Ctx, manifest: &Manifest) -> Result<std::path::PathBuf,
     }
 }
 
-/// In the background: connections that have moved on since the snapshot are reset, so that their peers need not wait for a
-/// time-out.
+/// First whether the address is free, then, in the container's name, where its connections' peers stand.
+async fn ask_peers(
+    ctx: Arc<Ctx>,
+    asked: tokio::task::JoinHandle<Result<(), LaunchError>>,
+    identity: NetIdentity,
+    images: std::path::PathBuf,
+) -> Result<Result<Survivors, network::NetworkError>, LaunchError> {
+    launch::flatten(asked.await)?;
+    let bridge = ctx.config.network.bridge.clone();
+    // Without an answer connections are left as they are; that is reported, and no reason to give the restore up.
+    Ok(launch::blocking(move || Survivors::start(&bridge, &identity, &images, SurvivorLimits::default())).await)
+}
+
+/// Before the container is heard: connections whose peers have moved on end here, those peers know already.
+async fn settle(
+    survivors: Result<Survivors, network::NetworkError>,
+    attachment: &network::Attachment,
+) -> Result<Survivors, network::NetworkError> {
+    let netns = attachment.netns.clone();
+    let survivors = survivors?;
+    Ok(launch::blocking(move || {
+        survivors.settle(&netns);
+        survivors
+    })
+    .await)
+}
+
+/// In the background: the last verdicts, and what became of all connections.
 fn judge_connections(
     ctx: &Arc<Ctx>,
     name: &crate::spec::ContainerName,
-    attachment: &network::Attachment,
-    survivors: Result<network::Survivors, network::NetworkError>,
+    survivors: Result<Survivors, network::NetworkError>,
 ) {
-    let (ctx, name, attachment) = (Arc::clone(ctx), name.clone(), attachment.clone());
-    tokio::task::spawn_blocking(move || match survivors.and_then(|survivors| survivors.judge(&attachment)) {
+    let (ctx, name) = (Arc::clone(ctx), name.clone());
+    tokio::task::spawn_blocking(move || match survivors.map(Survivors::finish) {
         Ok(report) => {
-            let text = format!("{} kept, {} reset, {} unknown", report.kept, report.reset, report.unknown);
-            let detail = json!({"kept": report.kept, "reset": report.reset, "unknown": report.unknown});
+            let (kept, reset, unknown) = (report.kept(), report.reset(), report.unknown());
+            let text = format!("{kept} kept, {reset} reset because they had moved on, {unknown} without an answer");
+            let detail = json!({"kept": kept, "reset": reset, "unknown": unknown, "errors": report.errors});
             ctx.events.emit(Some(&name), "connections.judged", &text, detail);
         }
         Err(error) => {

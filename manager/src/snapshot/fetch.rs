@@ -58,6 +58,23 @@ pub async fn list(store: &Store, container: &ContainerName) -> Result<Vec<Snapsh
     Ok(valid)
 }
 
+/// The manifests of the snapshots that may be restored, newest first. One that cannot be read is left out, and said in the log:
+/// the one before it is what there is then.
+///
+/// # Errors
+/// The store does not answer.
+pub async fn list_valid(store: &Store, container: &ContainerName) -> Result<Vec<Manifest>, SnapshotError> {
+    let mut manifests = Vec::new();
+    for id in list(store, container).await? {
+        match load_manifest(store, container, id).await {
+            Ok(manifest) => manifests.push(manifest),
+            Err(error) if error.is_retryable() => return Err(error),
+            Err(error) => tracing::error!(%container, snapshot = %id, error = crate::chain(&error), "not usable"),
+        }
+    }
+    Ok(manifests)
+}
+
 /// Unpacks a part into `target`, which must not exist or be empty. After an error it is as it was.
 ///
 /// Every chunk is checked before a byte of it is used, and `Ok` means that the whole part was: start nothing before

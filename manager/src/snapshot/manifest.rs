@@ -276,6 +276,11 @@ impl Manifest {
         self.parts.iter().find(|p| p.name == *name)
     }
 
+    /// Length of all parts' streams.
+    pub fn raw_bytes(&self) -> u64 {
+        self.parts.iter().map(Part::raw_bytes).sum()
+    }
+
     /// Length of all chunks in the store.
     pub fn stored_bytes(&self) -> u64 {
         self.parts.iter().map(Part::stored_bytes).sum()
