@@ -75,10 +75,10 @@ fn failed(merged: &Path, step: impl Into<String>) -> impl FnOnce(Errno) -> Image
 fn new_mount(lower: &[PathBuf], upper: &Path, work: &Path, merged: &Path) -> Result<(), Failure> {
     check_count(lower).map_err(Failure::Error)?;
     let error = |step: String| move |errno| Failure::Error(failed(merged, step)(errno));
-    let context = mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|errno| match errno {
-        Errno::NOSYS => Failure::NoSuchOption,
-        errno => Failure::Error(failed(merged, "fsopen")(errno)),
-    })?;
+    let context = open_context(merged)?;
+    if !parses_by_itself(merged)? {
+        return Err(Failure::NoSuchOption);
+    }
     let mut names = Names::default();
     for (index, dir) in lower.iter().rev().enumerate() {
         let value = names.direct(dir).map_err(|e| error(format!("open {}", dir.display()))(e))?;
@@ -100,6 +100,20 @@ fn new_mount(lower: &[PathBuf], upper: &Path, work: &Path, merged: &Path) -> Res
         .map_err(error("fsmount".to_owned()))?;
     mount::move_mount(mounted.as_fd(), "", CWD, merged, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
         .map_err(error("move_mount".to_owned()))
+}
+
+fn open_context(merged: &Path) -> Result<OwnedFd, Failure> {
+    mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|errno| match errno {
+        Errno::NOSYS => Failure::NoSuchOption,
+        errno => Failure::Error(failed(merged, "fsopen")(errno)),
+    })
+}
+
+/// Before 6.5 the kernel only collected an overlay's options, of any name, to refuse them when it was too late to know
+/// which; since then it refuses at once what it does not know.
+fn parses_by_itself(merged: &Path) -> Result<bool, Failure> {
+    let context = open_context(merged)?;
+    Ok(mount::fsconfig_set_string(context.as_fd(), "no-such-option", "x").is_err())
 }
 
 fn old_mount(lower: &[PathBuf], upper: &Path, work: &Path, merged: &Path) -> Result<(), ImageError> {

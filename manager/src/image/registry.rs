@@ -6,7 +6,7 @@ use futures_util::StreamExt;
 use oci_client::{
     Client, Reference,
     client::{ClientConfig, ClientProtocol},
-    errors::OciDistributionError,
+    errors::{DigestError, OciDistributionError},
     secrets::RegistryAuth,
 };
 use tokio::io::AsyncWriteExt;
@@ -96,7 +96,10 @@ impl Registry {
         let mut bytes = Vec::new();
         let mut stream = self.blob(descriptor).await.map_err(|e| self.error("read the configuration of", e))?;
         while let Some(chunk) = stream.next().await {
-            let chunk = chunk.map_err(|e| self.error("read the configuration of", e.into()))?;
+            let chunk = chunk.map_err(|error| match self.damage(descriptor, &error) {
+                Some(damage) => damage,
+                None => self.error("read the configuration of", error.into()),
+            })?;
             bytes.extend_from_slice(&chunk);
             if bytes.len() as u64 > descriptor.size {
                 return Err(self.size(descriptor, bytes.len() as u64));
@@ -144,7 +147,10 @@ impl Registry {
         let mut file = tokio::fs::File::create(to).await.map_err(io)?;
         let (mut bytes, mut reported) = (0, 0);
         while let Some(chunk) = stream.next().await {
-            let chunk = chunk.map_err(|error| Pull::Broken(error.into()))?;
+            let chunk = chunk.map_err(|error| match self.damage(descriptor, &error) {
+                Some(damage) => Pull::Refused(damage),
+                None => Pull::Broken(error.into()),
+            })?;
             bytes += chunk.len() as u64;
             if bytes > descriptor.size {
                 return Err(Pull::Refused(self.size(descriptor, bytes)));
@@ -170,6 +176,17 @@ impl Registry {
     ) -> Result<impl futures_util::Stream<Item = std::io::Result<bytes::Bytes>> + Unpin + use<>, OciDistributionError>
     {
         Ok(self.client.pull_blob_stream(&self.reference, descriptor.digest.as_str()).await?.stream)
+    }
+
+    /// The client's stream ends with an error where the content is not what the digest says.
+    fn damage(&self, descriptor: &Descriptor, error: &std::io::Error) -> Option<ImageError> {
+        match error.get_ref()?.downcast_ref()? {
+            DigestError::VerificationError { expected, actual } => {
+                let what = format!("blob {} of {}", descriptor.digest, self.name());
+                Some(ImageError::Digest { what, expected: expected.clone(), found: actual.clone() })
+            }
+            _ => None,
+        }
     }
 
     fn size(&self, descriptor: &Descriptor, found: u64) -> ImageError {

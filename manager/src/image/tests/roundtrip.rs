@@ -71,7 +71,6 @@ async fn a_tree_with_one_of_everything_comes_back_equal() {
     assert_eq!(record.layers.len(), 1);
     assert_eq!(record.config.env, [manifest::DEFAULT_PATH]);
     let dirs = lab.ensure(&record).await.unwrap();
-    // The capability is lost where an owner is set after it; setting the owner above came before for all but that file.
     assert!(xattr::get(dirs[0].join("bin/tool"), "security.capability").unwrap().is_some());
     similar(&describe(&root), &describe(&dirs[0]));
 }
