@@ -5,22 +5,28 @@
 
 use std::{io, net::Ipv4Addr, path::Path, sync::mpsc, thread, time::Duration};
 
-use super::{arp::Arp, netns, packet::PacketSocket, veth::INSIDE};
+use super::{
+    arp::Arp,
+    netlink::Rtnl,
+    netns,
+    packet::PacketSocket,
+    veth::{ATTACHED, INSIDE, arp_retry},
+};
 use crate::spec::Mac;
 
 /// After the first, which leaves before the caller goes on. Frames are lost most easily just after a change of links.
 const REPEATS: [Duration; 4] =
     [Duration::from_millis(50), Duration::from_millis(150), Duration::from_millis(300), Duration::from_millis(500)];
 
-/// Returns when the first announcements are out; the others follow within a second.
+/// Returns when the first announcements are out; the others follow within about a second. Also ends the container's
+/// hurried asking from before.
 pub(super) fn start(namespace: &Path, ip: Ipv4Addr, mac: Mac) -> io::Result<()> {
     let socket = netns::enter(namespace, || {
-        let index = super::netlink::Rtnl::open()?
-            .link(INSIDE)?
-            .ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))?
-            .header
-            .index;
-        PacketSocket::open(index, 0)
+        let mut rtnl = Rtnl::open()?;
+        let link = rtnl.link(INSIDE)?.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))?;
+        let socket = PacketSocket::open(link.header.index, 0)?;
+        rtnl.request(arp_retry(link.header.index, &ATTACHED), 0)?;
+        Ok(socket)
     })?;
     let (first, sent) = mpsc::sync_channel(1);
     thread::Builder::new().name("ha-announce".into()).spawn(move || {

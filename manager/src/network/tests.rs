@@ -144,7 +144,8 @@ fn a_question_asked_while_mute_is_answered_soon_after_attaching() {
     let start = Instant::now();
     assert_eq!(socket.recv(&mut [0; 1]).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
     let waited = start.elapsed();
-    println!("MEASURED first packet held back by ARP: out {waited:?} after attaching");
+    println!("MEASURED first packet held back by ARP: answered {waited:?} after attaching");
+    assert!(run_in(&attachment.netns, "ip ntable show dev eth0").contains("retrans 200"));
     assert!(waited < Duration::from_millis(500), "{waited:?}: the kernel's default retry is 1 s");
     network.sweep(&[]).unwrap();
 }

@@ -23,11 +23,18 @@ use super::{
 /// The container's end.
 pub(super) const INSIDE: &str = "eth0";
 
-/// A program that sends while its link is not in the bridge yet leaves an unanswered ARP question behind. With the
-/// kernel's second between questions it would stay mute for up to that long after it was attached.
-const ARP_RETRY_MS: u64 = 50;
-/// As many as the default asks in its 3 s.
-const ARP_RETRIES: u32 = 60;
+/// How often and how many times an unanswered ARP question is asked again.
+pub(super) struct ArpRetry {
+    pause_ms: u64,
+    times: u32,
+}
+
+/// Before the link is in the bridge. A program that sends then leaves a question behind that nobody hears; with the
+/// kernel's second between questions it would stay mute for up to that long after it was attached. 10 ms is the
+/// shortest the kernel knows.
+const MUTE: ArpRetry = ArpRetry { pause_ms: 10, times: 1000 };
+/// After it: as long as the kernel's default of 3 times in 3 s, a little keener.
+pub(super) const ATTACHED: ArpRetry = ArpRetry { pause_ms: 200, times: 15 };
 
 pub(super) struct Plan<'a> {
     pub(super) namespace: &'a Path,
@@ -102,16 +109,6 @@ type Requests = Vec<(RouteNetlinkMessage, u16)>;
 /// What is done inside, and in words.
 fn configuration(plan: &Plan<'_>, index: u32) -> (Requests, Vec<&'static str>) {
     const LOOPBACK: u32 = 1;
-    let mut retry = NeighbourTableMessage::default();
-    retry.header.family = AddressFamily::Inet;
-    retry.attributes = vec![
-        NeighbourTableAttribute::Name("arp_cache".to_owned()),
-        NeighbourTableAttribute::Parms(vec![
-            NeighbourTableParameter::Ifindex(index),
-            NeighbourTableParameter::McastProbes(ARP_RETRIES),
-            NeighbourTableParameter::RetransTime(ARP_RETRY_MS),
-        ]),
-    ];
     let identity = plan.identity;
     let address = address_message(index, identity.ip, identity.prefix_len);
     let mut requests: Requests = Vec::new();
@@ -123,7 +120,7 @@ fn configuration(plan: &Plan<'_>, index: u32) -> (Requests, Vec<&'static str>) {
     requests.extend([
         (RouteNetlinkMessage::SetLink(link_message(LOOPBACK, LinkFlags::Up)), 0),
         (RouteNetlinkMessage::NewAddress(address), NLM_F_CREATE | NLM_F_EXCL),
-        (RouteNetlinkMessage::SetNeighbourTable(retry), 0),
+        (arp_retry(index, &MUTE), 0),
         (RouteNetlinkMessage::SetLink(link_message(index, LinkFlags::Up)), 0),
     ]);
     names.extend(["bringing up lo", "adding the address", "setting the ARP retry time", "bringing up eth0"]);
@@ -139,4 +136,19 @@ fn configuration(plan: &Plan<'_>, index: u32) -> (Requests, Vec<&'static str>) {
         names.push("adding the default route");
     }
     (requests, names)
+}
+
+/// Sets the retry times of one link.
+pub(super) fn arp_retry(index: u32, retry: &ArpRetry) -> RouteNetlinkMessage {
+    let mut message = NeighbourTableMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.attributes = vec![
+        NeighbourTableAttribute::Name("arp_cache".to_owned()),
+        NeighbourTableAttribute::Parms(vec![
+            NeighbourTableParameter::Ifindex(index),
+            NeighbourTableParameter::McastProbes(retry.times),
+            NeighbourTableParameter::RetransTime(retry.pause_ms),
+        ]),
+    ];
+    RouteNetlinkMessage::SetNeighbourTable(message)
 }
