@@ -73,12 +73,12 @@ pub enum Claim {
 #[derive(Debug, thiserror::Error)]
 pub enum OwnershipError {
     #[error("ownership of {container}: the store failed")]
-    Store { container: ContainerName, source: StoreError },
+    Store { container: ContainerName, source: Box<StoreError> },
     #[error(
         "{container} was taken over by {} under epoch {} while this node held epoch {held}; this node must not run it",
         by.node, by.epoch
     )]
-    Deposed { container: ContainerName, held: Epoch, by: Owner },
+    Deposed { container: ContainerName, held: Epoch, by: Box<Owner> },
     #[error(
         "the record of {container}'s epoch {epoch} does not match: expected nonce {nonce} of this node; \
          someone wrote to the store by hand"
@@ -93,7 +93,7 @@ impl OwnershipError {
 }
 
 fn store_error(container: &ContainerName) -> impl Fn(StoreError) -> OwnershipError + '_ {
-    move |source| OwnershipError::Store { container: container.clone(), source }
+    move |source| OwnershipError::Store { container: container.clone(), source: Box::new(source) }
 }
 
 /// The newest owner, one who released it included; `None` if nobody ever claimed it.
@@ -219,7 +219,7 @@ pub async fn check_epoch(store: &Store, container: &ContainerName, held: Epoch) 
         None => Ok(()),
         Some(next) => {
             let by = current(store, container).await?.unwrap_or(next);
-            Err(OwnershipError::Deposed { container: container.clone(), held, by })
+            Err(OwnershipError::Deposed { container: container.clone(), held, by: Box::new(by) })
         }
     }
 }
@@ -274,7 +274,7 @@ pub async fn all(store: &Store) -> Result<BTreeMap<ContainerName, Result<Owner, 
     }
     let reads = newest.into_iter().map(|(container, epoch)| async move {
         match owner(store, &container, epoch).await {
-            Err(OwnershipError::Store { source, .. }) if source.is_retryable() => Err(source),
+            Err(OwnershipError::Store { source, .. }) if source.is_retryable() => Err(*source),
             other => Ok((container, other)),
         }
     });

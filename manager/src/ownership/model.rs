@@ -148,12 +148,8 @@ fn step(world: &mut World, me: usize, node: Node) -> Result<Node, TestCaseError>
         Node::Watching => Node::Observed { expected: world.newest() },
         Node::Observed { expected } => {
             let epoch = expected.map_or(Epoch(1), Epoch::next);
-            if world.owners.contains_key(&epoch) {
-                Node::Watching
-            } else {
-                world.owners.insert(epoch, me);
-                Node::Claimed { epoch }
-            }
+            // Create-only: the first one stays.
+            if *world.owners.entry(epoch).or_insert(me) == me { Node::Claimed { epoch } } else { Node::Watching }
         }
         Node::Claimed { epoch } => Node::ReadHistory { epoch, history: world.history() },
         Node::ReadHistory { epoch, history } => {

@@ -11,11 +11,11 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
     #[error("snapshot {id} of {container}: the store failed")]
-    Store { container: ContainerName, id: SnapshotId, source: StoreError },
+    Store { container: ContainerName, id: SnapshotId, source: Box<StoreError> },
     #[error("listing the snapshots of {container}: the store failed")]
-    List { container: ContainerName, source: StoreError },
+    List { container: ContainerName, source: Box<StoreError> },
     #[error("snapshot of {container} was not committed")]
-    Ownership { container: ContainerName, source: OwnershipError },
+    Ownership { container: ContainerName, source: Box<OwnershipError> },
     #[error("{object} is damaged: {what}. It is not restored; the snapshot before it can be tried")]
     Damaged { object: String, what: String },
     #[error(
@@ -62,8 +62,23 @@ impl SnapshotError {
 
     /// True when another node owns the container: stop, do not retry.
     pub fn is_deposed(&self) -> bool {
-        matches!(self, Self::Ownership { source: OwnershipError::Deposed { .. }, .. })
+        matches!(self, Self::Ownership { source, .. } if matches!(**source, OwnershipError::Deposed { .. }))
     }
+}
+
+/// For `map_err` on the store's answers about one snapshot.
+pub(super) fn store(container: &ContainerName, id: SnapshotId) -> impl Fn(StoreError) -> SnapshotError + '_ {
+    move |source| SnapshotError::Store { container: container.clone(), id, source: Box::new(source) }
+}
+
+/// For `map_err` on the store's answers about all snapshots of a container.
+pub(super) fn list(container: &ContainerName) -> impl Fn(StoreError) -> SnapshotError + '_ {
+    move |source| SnapshotError::List { container: container.clone(), source: Box::new(source) }
+}
+
+/// For `map_err` on what ownership says.
+pub(super) fn ownership(container: &ContainerName) -> impl Fn(OwnershipError) -> SnapshotError + '_ {
+    move |source| SnapshotError::Ownership { container: container.clone(), source: Box::new(source) }
 }
 
 /// For `map_err` on local files.

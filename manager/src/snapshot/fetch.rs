@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use super::{
     Manifest, OnProgress, PartName, Progress, SnapshotError, chunk,
-    error::io as io_error,
+    error::{self, io as io_error},
     manifest::{Chunk, MAX_MANIFEST, Part},
     tree_read::{Bounds, read_tree},
 };
@@ -37,7 +37,7 @@ pub async fn load_manifest(
     let key = keys::manifest(container, id);
     let bytes = match store.get(&key, MAX_MANIFEST).await {
         Err(StoreError::NotFound { .. }) => return Err(SnapshotError::Missing { object: key }),
-        other => other.map_err(|source| SnapshotError::Store { container: container.clone(), id, source })?,
+        other => other.map_err(error::store(container, id))?,
     };
     let manifest = Manifest::decode(&key, &bytes)?;
     if manifest.meta.id != id || manifest.meta.container != *container {
@@ -49,10 +49,9 @@ pub async fn load_manifest(
 
 /// The snapshots that may be restored, newest first: committed, and by an owner before anybody took over.
 pub async fn list(store: &Store, container: &ContainerName) -> Result<Vec<SnapshotId>, SnapshotError> {
-    let error = |source| SnapshotError::Ownership { container: container.clone(), source };
     let (history, committed) =
         tokio::try_join!(ownership::history(store, container), ownership::committed(store, container))
-            .map_err(error)?;
+            .map_err(error::ownership(container))?;
     let mut valid: Vec<_> = committed.into_iter().filter(|id| history.is_valid(*id)).collect();
     valid.sort_by(|a, b| b.cmp(a));
     Ok(valid)
@@ -207,7 +206,7 @@ fn chunks<'a>(
                     return Err(SnapshotError::Damaged { object: key, what });
                 }
                 Err(source) => {
-                    return Err(SnapshotError::Store { container: meta.container.clone(), id: meta.id, source });
+                    return Err(error::store(&meta.container, meta.id)(source));
                 }
             };
             let raw = open(key, stored, chunk.clone()).await?;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{SnapshotError, SnapshotHealth, fetch::load_manifest};
+use super::{SnapshotError, SnapshotHealth, error, fetch::load_manifest};
 use crate::{
     ownership::{self, History, check_epoch},
     spec::{ContainerName, Epoch, SnapshotId},
@@ -77,11 +77,11 @@ pub async fn prune(
     keep: u32,
     current: Epoch,
 ) -> Result<Pruned, SnapshotError> {
-    let list_error = |source| SnapshotError::List { container: container.clone(), source };
-    let own_error = |source| SnapshotError::Ownership { container: container.clone(), source };
+    let list_error = error::list(container);
+    let own_error = error::ownership(container);
     let mut found = BTreeMap::new();
     let mut committed = Vec::new();
-    for object in store.list(&keys::snapshots(container)).await.map_err(list_error)? {
+    for object in store.list(&keys::snapshots(container)).await.map_err(&list_error)? {
         let Some((id, file)) = keys::parse_snapshot_object(container, &object.key) else { continue };
         found.entry(id).or_insert(Found::Uncommitted);
         if file == keys::MANIFEST {
@@ -95,25 +95,25 @@ pub async fn prune(
             Err(_) => drop(found.insert(id, Found::Unreadable)),
         }
     }
-    let history = ownership::history(store, container).await.map_err(own_error)?;
+    let history = ownership::history(store, container).await.map_err(&own_error)?;
     let pruned = choose(&found, &history, keep, current);
     // After everything was listed: if no later owner exists now, what was seen is what a later one would have to see.
-    check_epoch(store, container, current).await.map_err(own_error)?;
+    check_epoch(store, container, current).await.map_err(&own_error)?;
     for id in &pruned.snapshots {
-        store.delete(&keys::manifest(container, *id)).await.map_err(list_error)?;
+        store.delete(&keys::manifest(container, *id)).await.map_err(&list_error)?;
     }
     for id in pruned.snapshots.iter().chain(&pruned.orphans) {
-        store.delete_prefix(&keys::snapshot(container, *id)).await.map_err(list_error)?;
+        store.delete_prefix(&keys::snapshot(container, *id)).await.map_err(&list_error)?;
     }
     Ok(pruned)
 }
 
 /// Deletes all snapshots of a removed container. Call it after [`ownership::release`] was won.
 pub async fn remove_all(store: &Store, container: &ContainerName) -> Result<usize, SnapshotError> {
-    let list_error = |source| SnapshotError::List { container: container.clone(), source };
-    let own_error = |source| SnapshotError::Ownership { container: container.clone(), source };
-    for id in ownership::committed(store, container).await.map_err(own_error)? {
-        store.delete(&keys::manifest(container, id)).await.map_err(list_error)?;
+    let list_error = error::list(container);
+    let own_error = error::ownership(container);
+    for id in ownership::committed(store, container).await.map_err(&own_error)? {
+        store.delete(&keys::manifest(container, id)).await.map_err(&list_error)?;
     }
-    store.delete_prefix(&keys::snapshots(container)).await.map_err(list_error)
+    store.delete_prefix(&keys::snapshots(container)).await.map_err(&list_error)
 }

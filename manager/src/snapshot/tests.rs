@@ -457,7 +457,10 @@ fn unpack(bytes: &[u8], entries: u64, logical_bytes: u64, target: &Path) -> Resu
     tree_read::read_tree("the test", bytes, target, bounds)
 }
 
-fn tar_with(entries: &[(&str, tar::EntryType, &str, &[u8])]) -> Vec<u8> {
+/// Name, kind, link target, content.
+type Spec<'a> = (&'a str, tar::EntryType, &'a str, &'a [u8]);
+
+fn tar_with(entries: &[Spec<'_>]) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     for (name, kind, link, content) in entries {
         let mut header = tar::Header::new_gnu();
@@ -483,7 +486,7 @@ fn a_hostile_stream_stays_inside() {
     fs::write(dir.path().join("victim"), b"safe").unwrap();
     let victim = dir.path().join("victim").display().to_string();
     let out = dir.path().display().to_string();
-    let cases: Vec<Vec<(&str, tar::EntryType, &str, &[u8])>> = vec![
+    let cases: Vec<Vec<Spec<'_>>> = vec![
         vec![("../victim", Regular, "", b"owned")],
         vec![("a/../../victim", Regular, "", b"owned")],
         vec![(&victim, Regular, "", b"owned")],

@@ -11,13 +11,13 @@ use futures_util::{StreamExt, TryStreamExt};
 
 use super::{
     Draft, Manifest, SnapshotError, chunk,
-    error::io as io_error,
+    error::{self, io as io_error},
     manifest::{Chunk, MAX_CHUNK, MAX_MANIFEST},
     queue::read_limited,
 };
 use crate::{
     ownership::check_epoch,
-    store::{PutNew, Store, StoreError, keys},
+    store::{PutNew, Store, keys},
 };
 
 /// Chunks under way at once.
@@ -43,14 +43,11 @@ pub type OnProgress<'a> = &'a (dyn Fn(Progress) + Send + Sync);
 pub async fn upload(store: &Store, draft: &Draft, progress: OnProgress<'_>) -> Result<Manifest, SnapshotError> {
     let meta = &draft.manifest.meta;
     let (container, id) = (&meta.container, meta.id);
-    let store_error = |source| SnapshotError::Store { container: container.clone(), id, source };
-    let still_owner = || async move {
-        let owned = check_epoch(store, container, id.epoch).await;
-        owned.map_err(|source| SnapshotError::Ownership { container: container.clone(), source })
-    };
+    let still_owner =
+        || async move { check_epoch(store, container, id.epoch).await.map_err(error::ownership(container)) };
     still_owner().await?;
     let keys = put_chunks(store, draft, progress).await?;
-    store.sync(&keys).await.map_err(store_error)?;
+    store.sync(&keys).await.map_err(error::store(container, id))?;
     still_owner().await?;
     commit(store, &draft.manifest).await?;
     still_owner().await?;
@@ -71,7 +68,7 @@ async fn put_chunks(store: &Store, draft: &Draft, progress: OnProgress<'_>) -> R
             if !there.contains(&(key.clone(), u64::from(chunk.len))) {
                 let bytes = read_chunk(draft, path, chunk.clone()).await?;
                 let put = store.put_bulk(&key, bytes).await;
-                put.map_err(|source| SnapshotError::Store { container: meta.container.clone(), id: meta.id, source })?;
+                put.map_err(error::store(&meta.container, meta.id))?;
             }
             let done = done.fetch_add(u64::from(chunk.len), Ordering::Relaxed) + u64::from(chunk.len);
             progress(Progress { done, total });
@@ -92,8 +89,7 @@ async fn already_there(
         return Ok(Default::default());
     }
     let listed = store.list(&keys::snapshot(&meta.container, meta.id)).await;
-    let listed =
-        listed.map_err(|source| SnapshotError::Store { container: meta.container.clone(), id: meta.id, source })?;
+    let listed = listed.map_err(error::store(&meta.container, meta.id))?;
     Ok(listed.into_iter().map(|o| (o.key, o.size)).collect())
 }
 
@@ -116,7 +112,7 @@ async fn read_chunk(draft: &Draft, path: std::path::PathBuf, chunk: Chunk) -> Re
 /// Creates the manifest. "Already exists" and a lost answer are settled by what is there.
 async fn commit(store: &Store, manifest: &Manifest) -> Result<(), SnapshotError> {
     let (container, id) = (&manifest.meta.container, manifest.meta.id);
-    let store_error = |source: StoreError| SnapshotError::Store { container: container.clone(), id, source };
+    let store_error = error::store(container, id);
     let bytes = Bytes::from(manifest.encode()?);
     let key = keys::manifest(container, id);
     let unknown = match store.put_new(&key, bytes.clone()).await {

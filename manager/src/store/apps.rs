@@ -41,7 +41,7 @@ impl Record for App {
 pub enum PutApp {
     Stored(u64),
     /// Somebody applied in between; nothing was changed.
-    Conflict(App),
+    Conflict(Box<App>),
 }
 
 /// Stores the next generation after `expected` (0: none is there yet). `None` as content removes the container.
@@ -52,13 +52,13 @@ pub async fn put(
     content: Option<AppContent>,
 ) -> Result<PutApp, StoreError> {
     if let Some(newest) = newest(store, container).await?.filter(|n| n.generation != expected) {
-        return Ok(PutApp::Conflict(newest));
+        return Ok(PutApp::Conflict(Box::new(newest)));
     }
     let generation = expected + 1;
     let app = App { generation, content, nonce: record::nonce(), at: Utc::now().trunc_subsecs(3) };
     match record::create(store, &keys::app(container, generation), &app).await? {
         Created::Won => Ok(PutApp::Stored(generation)),
-        Created::Lost(other) => Ok(PutApp::Conflict(other)),
+        Created::Lost(other) => Ok(PutApp::Conflict(Box::new(other))),
     }
 }
 

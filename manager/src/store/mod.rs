@@ -161,16 +161,13 @@ impl Store {
     pub async fn get(&self, key: &str, max: u64) -> Result<Bytes, StoreError> {
         let path = self.path("read", key)?;
         let store = self.inner.durable();
-        let owned = key.to_owned();
-        self.run("read", key, max.min(64 << 20), async move {
-            let result = store.get(&path).await?;
-            let size = result.meta.size;
-            if size > max {
-                return Ok(Err(StoreError::TooLarge { key: owned, size, max }));
-            }
-            result.bytes().await.map(Ok)
-        })
-        .await?
+        // Two steps, so that the time allowed for the data depends on how much there is.
+        let result = self.run("read", key, 0, async move { store.get(&path).await }).await?;
+        let size = result.meta.size;
+        if size > max {
+            return Err(StoreError::TooLarge { key: key.to_owned(), size, max });
+        }
+        self.run("read", key, size, result.bytes()).await
     }
 
     /// As [`Store::get`], with `None` for a missing object.
@@ -197,7 +194,7 @@ impl Store {
     pub async fn list(&self, prefix: &str) -> Result<Vec<Listed>, StoreError> {
         let path = self.path("list", prefix.trim_end_matches('/'))?;
         let store = self.inner.durable();
-        let listed = self.run("list", prefix, 10 << 20, async move {
+        let listed = self.run("list", prefix, 5 << 20, async move {
             let mut stream = store.list(Some(&path));
             let mut listed = Vec::new();
             while let Some(meta) = stream.next().await {
@@ -217,7 +214,7 @@ impl Store {
     pub async fn list_dirs(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
         let path = self.path("list", prefix.trim_end_matches('/'))?;
         let store = self.inner.durable();
-        let result = self.run("list", prefix, 10 << 20, async move { store.list_with_delimiter(Some(&path)).await });
+        let result = self.run("list", prefix, 5 << 20, async move { store.list_with_delimiter(Some(&path)).await });
         let result = match result.await {
             Err(e) if e.is_not_found() => return Ok(Vec::new()),
             other => other?,

@@ -416,7 +416,7 @@ async fn the_newest_generation_wins_and_racing_applies_do_not_overwrite() {
     let racing = (0..20).map(|_| apps::put(&store, &name, 0, Some(content("redis"))));
     let outcomes: Vec<_> = futures_util::future::join_all(racing).await.into_iter().map(Result::unwrap).collect();
     assert_eq!(outcomes.iter().filter(|o| matches!(o, Stored(1))).count(), 1);
-    assert!(outcomes.iter().all(|o| matches!(o, Stored(1) | Conflict(apps::App { generation: 1, .. }))));
+    assert!(outcomes.iter().all(|o| matches!(o, Stored(1)) || matches!(o, Conflict(app) if app.generation == 1)));
     for expected in 1..11 {
         assert_eq!(apps::put(&store, &name, expected, Some(content("redis"))).await.unwrap(), Stored(expected + 1));
     }
