@@ -51,6 +51,11 @@ impl Core {
         }
     }
 
+    pub(super) fn dropped(&mut self, id: CallId, now: Time, out: &mut Vec<Output>) {
+        self.probes.remove(&id);
+        self.failed(id, now, out);
+    }
+
     fn call_failed(&mut self, id: CallId, call: Pending, now: Time, out: &mut Vec<Output>) {
         match call.purpose {
             Purpose::Direct => self.ask_others(id, now, out),

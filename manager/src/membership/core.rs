@@ -137,6 +137,7 @@ impl Core {
             Input::Asked { token, gossip, request } => self.asked(token, &gossip, request, now, out),
             Input::Answered { call, gossip, answered } => self.answered(call, &gossip, answered, now, out),
             Input::Failed { call } => self.failed(call, now, out),
+            Input::Dropped { call } => self.dropped(call, now, out),
             Input::Leave => self.leave(now, out),
         }
         self.tick(now, out);

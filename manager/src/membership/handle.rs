@@ -148,7 +148,7 @@ impl MembershipService {
     pub async fn ping(&self, request: Request<pb::PingRequest>) -> Result<Response<pb::PingReply>, Status> {
         let source = source(&request);
         let pb::PingRequest { envelope, seq } = request.into_inner();
-        let gossip = self.read(envelope, source)?;
+        let gossip = self.read(envelope, &source)?;
         let (gossip, _) = self.ask(gossip, Asked::Ping).await?;
         Ok(Response::new(pb::PingReply { envelope: Some(wire::envelope(&self.shared.cluster, gossip)), seq }))
     }
@@ -163,8 +163,8 @@ impl MembershipService {
     ) -> Result<Response<pb::PingIndirectReply>, Status> {
         let source = source(&request);
         let pb::PingIndirectRequest { envelope, seq, target, timeout_ms } = request.into_inner();
-        let gossip = self.read(envelope, source.clone())?;
-        let asked = wire::indirect(target, timeout_ms).map_err(|error| self.refuse(source, &error))?;
+        let gossip = self.read(envelope, &source)?;
+        let asked = wire::indirect(target, timeout_ms).map_err(|error| self.refuse(&source, &error))?;
         let (gossip, answered) = self.ask(gossip, asked).await?;
         let envelope = Some(wire::envelope(&self.shared.cluster, gossip));
         Ok(Response::new(pb::PingIndirectReply { envelope, seq, answered }))
@@ -175,7 +175,7 @@ impl MembershipService {
     /// # Errors
     /// As [`MembershipService::ping`].
     pub fn caller<T>(&self, request: &Request<T>, envelope: Option<pb::Envelope>) -> Result<NodeName, Status> {
-        self.read(envelope, source(request)).map(|gossip| gossip.from)
+        self.read(envelope, &source(request)).map(|gossip| gossip.from)
     }
 
     /// For the other calls of the peer service: our envelope, without news.
@@ -190,11 +190,11 @@ impl MembershipService {
         wire::envelope(&self.shared.cluster, gossip)
     }
 
-    fn read(&self, envelope: Option<pb::Envelope>, source: String) -> Result<Gossip, Status> {
+    fn read(&self, envelope: Option<pb::Envelope>, source: &str) -> Result<Gossip, Status> {
         wire::gossip(&self.shared.cluster, envelope).map_err(|error| self.refuse(source, &error))
     }
 
-    fn refuse(&self, source: String, error: &WireError) -> Status {
+    fn refuse(&self, source: &str, error: &WireError) -> Status {
         self.shared.refused(source, error);
         match error {
             WireError::Cluster { .. } => Status::failed_precondition(error.to_string()),

@@ -16,10 +16,10 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-/// Calls to one peer under way at once. Further ones fail at once: an old probe is worth nothing.
-const IN_FLIGHT: usize = 4;
+/// Calls to one peer under way at once. Further ones are dropped: an old probe is worth nothing.
+const IN_FLIGHT: usize = 8;
 
-/// Why a call failed. To the core they are all one: a failed probe.
+/// Why a call failed. All but the first are a failed probe.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LaneError {
     #[error("{IN_FLIGHT} calls to it are under way already")]

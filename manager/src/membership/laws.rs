@@ -66,6 +66,7 @@ enum Step {
     Ask(Gossip, Option<(NodeName, u64)>),
     Answer(u64, Gossip, bool),
     Fail(u64),
+    Drop(u64),
     Leave,
 }
 
@@ -75,6 +76,7 @@ fn steps() -> impl Strategy<Value = Step> {
         20 => (gossips(), prop::option::of((names(), 0..5000u64))).prop_map(|(g, t)| Step::Ask(g, t)),
         20 => (0..40u64, gossips(), any::<bool>()).prop_map(|(c, g, a)| Step::Answer(c, g, a)),
         10 => (0..40u64).prop_map(Step::Fail),
+        5 => (0..40u64).prop_map(Step::Drop),
         1 => Just(Step::Leave),
     ]
 }
@@ -141,6 +143,9 @@ impl Bench {
             }
             Step::Fail(call) => {
                 self.take(Input::Failed { call: CallId(call) });
+            }
+            Step::Drop(call) => {
+                self.take(Input::Dropped { call: CallId(call) });
             }
             Step::Leave => {
                 self.take(Input::Leave);

@@ -105,15 +105,18 @@ pub enum Input {
     Asked { token: u64, gossip: Gossip, request: Request },
     /// A call of ours was answered. `answered` is what an indirect probe found; true for a ping.
     Answered { call: CallId, gossip: Gossip, answered: bool },
-    /// A call of ours failed: refused, reset, dropped from a full queue or out of time. It is a failed probe, no more.
+    /// A call of ours failed: refused, reset or out of time. It is a failed probe, no more.
     Failed { call: CallId },
+    /// A call of ours was never sent, because too many to the same peer were under way. It says nothing of the peer.
+    Dropped { call: CallId },
     /// We are about to stop: tell the others, and probe no more.
     Leave,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Output {
-    /// Call the peer service at `to`; report [`Input::Answered`] or [`Input::Failed`]. After `timeout` the core holds
+    /// Call the peer service at `to`; report [`Input::Answered`], [`Input::Failed`] or
+    /// [`Input::Dropped`]. After `timeout` the core holds
     /// it for failed by itself.
     Call {
         id: CallId,

@@ -11,11 +11,12 @@ use std::{
 
 use ha_proto::peer as pb;
 use tokio::sync::{Notify, broadcast, oneshot};
+use tonic::Code;
 use tracing::{debug, info, warn};
 
 use super::{
     core::Core,
-    lane::{Ask, Lane},
+    lane::{Ask, Lane, LaneError},
     message::{CallId, Event, Gossip, Input, Output, Request, Time},
     wire::{self, WireError},
 };
@@ -31,7 +32,7 @@ pub(super) struct Shared {
     pub cluster: String,
     pub origin: Instant,
     inner: Mutex<Inner>,
-    /// The timer has to be set earlier than it is.
+    /// The timer has to be set anew.
     wake: Notify,
     /// A call has ended.
     pub settled: Notify,
@@ -108,14 +109,19 @@ impl Shared {
     }
 
     /// Says once per source that its messages are refused.
-    pub fn refused(&self, source: String, error: &WireError) {
-        let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
-        if sources.len() < MAX_SOURCES && sources.insert(source.clone()) {
+    pub fn refused(&self, source: &str, error: &WireError) {
+        if self.first_time(source) {
             warn!(source, %error, "a peer message was refused; further ones from there are refused silently");
-            if sources.len() == MAX_SOURCES {
-                warn!("refused messages have come from {MAX_SOURCES} sources; further sources are not logged");
-            }
         }
+    }
+
+    fn first_time(&self, source: &str) -> bool {
+        let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = sources.len() < MAX_SOURCES && sources.insert(source.to_owned());
+        if first && sources.len() == MAX_SOURCES {
+            warn!("messages were refused from or by {MAX_SOURCES} sources; further sources are not logged");
+        }
+        first
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -148,7 +154,8 @@ impl Shared {
             }
         }
         inner.out = out;
-        if inner.core.deadline() < inner.timer {
+        // Later deadlines too: resetting a timer costs less than waking up for nothing when a probe was answered.
+        if inner.core.deadline() != inner.timer {
             self.wake.notify_one();
         }
     }
@@ -187,10 +194,18 @@ async fn call(shared: Weak<Shared>, lane: Arc<Lane>, address: String, id: CallId
         Ok(answer) => match wire::gossip(&shared.cluster, answer.envelope) {
             Ok(gossip) => Input::Answered { call: id, gossip, answered: answer.answered },
             Err(error) => {
-                shared.refused(address, &error);
+                shared.refused(&address, &error);
                 Input::Failed { call: id }
             }
         },
+        Err(LaneError::Full) => Input::Dropped { call: id },
+        Err(LaneError::Call(status))
+            if matches!(status.code(), Code::FailedPrecondition | Code::InvalidArgument)
+                && shared.first_time(&address) =>
+        {
+            warn!(address, reason = status.message(), "a peer refuses our messages; this is not said again");
+            Input::Failed { call: id }
+        }
         Err(error) => {
             debug!(address, %error, "a probe failed");
             Input::Failed { call: id }

@@ -74,6 +74,8 @@ enum Packet {
 enum Due {
     Wake(usize),
     Arrive(usize, Packet),
+    /// From the node's own shell.
+    Report(usize, Input),
 }
 
 pub struct Sim {
@@ -82,6 +84,8 @@ pub struct Sim {
     pub faults: Faults,
     pub events: Vec<(Time, usize, Event)>,
     pub messages: u64,
+    refusing: BTreeSet<usize>,
+    dropping: BTreeSet<usize>,
     /// Count the bytes of messages; off by default, it takes time.
     pub weighing: bool,
     config: Config,
@@ -105,6 +109,8 @@ impl Sim {
             faults,
             events: Vec::new(),
             messages: 0,
+            refusing: BTreeSet::new(),
+            dropping: BTreeSet::new(),
             weighing: false,
             config,
             rng: Rng::new(seed),
@@ -163,6 +169,16 @@ impl Sim {
         self.push(self.now, Due::Wake(index));
     }
 
+    /// Connections to this node are refused at once, as while its program restarts.
+    pub fn refuse_from(&mut self, index: usize) {
+        self.refusing.insert(index);
+    }
+
+    /// Every call of this node finds its queue full.
+    pub fn drop_calls_of(&mut self, index: usize) {
+        self.dropping.insert(index);
+    }
+
     pub fn power_off(&mut self, index: usize) {
         self.nodes[index].core = None;
     }
@@ -214,7 +230,11 @@ impl Sim {
                 Output::Call { id, to, request, gossip, .. } => {
                     self.weigh(index, &gossip);
                     let to = self.nodes.iter().position(|n| n.address == to);
-                    if let Some(to) = to {
+                    if self.dropping.contains(&index) {
+                        self.push(self.now, Due::Report(index, Input::Dropped { call: id }));
+                    } else if to.is_some_and(|to| self.refusing.contains(&to)) {
+                        self.push(self.now + ms(1), Due::Report(index, Input::Failed { call: id }));
+                    } else if let Some(to) = to {
                         self.send(index, to, Packet::Ask { back: (index, life, id), request, gossip });
                     }
                 }
@@ -259,7 +279,7 @@ impl Sim {
 
     fn happen(&mut self, due: Due) {
         let index = match &due {
-            Due::Wake(index) | Due::Arrive(index, _) => *index,
+            Due::Wake(index) | Due::Arrive(index, _) | Due::Report(index, _) => *index,
         };
         let paused = self.nodes[index].paused;
         if self.now < paused {
@@ -274,6 +294,7 @@ impl Sim {
                     self.input(index, Input::Tick);
                 }
             }
+            Due::Report(_, input) => self.input(index, input),
             Due::Arrive(_, Packet::Ask { back: (from, life, call), request, gossip }) => {
                 let token = self.tokens;
                 self.tokens += 1;

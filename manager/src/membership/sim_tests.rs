@@ -78,6 +78,43 @@ fn a_cut_is_detected_within_the_bound() {
 }
 
 #[test]
+fn the_last_of_three_finds_both_others_dead_in_time() {
+    for seed in 0..50 {
+        let mut sim = settled(3, seed, Faults::lan());
+        sim.run_for(Duration::from_micros(seed * 13_337));
+        sim.power_off(1);
+        sim.power_off(2);
+        sim.run_for(ms(1_500));
+        assert_eq!(sim.count(dead), 2, "seed {seed}: {:?}", sim.events);
+    }
+}
+
+#[test]
+fn a_refused_connection_is_a_failed_probe_and_no_proof_of_death() {
+    let mut sim = settled(2, 1, Faults::lan());
+    sim.refuse_from(1);
+    sim.run_for(Duration::from_secs(10));
+    assert!(sim.count(|e| matches!(e, Event::Suspect { .. })) > 0);
+    assert_eq!(sim.count(dead), 0, "it refutes with its own pings");
+
+    let mut sim = settled(2, 1, Faults::lan());
+    sim.refuse_from(1);
+    sim.power_off(1);
+    sim.run_for(ms(595));
+    assert_eq!(sim.count(dead), 0, "the suspicion time is kept");
+    sim.run_for(ms(220));
+    assert_eq!(sim.count(dead), 1, "but no probe timeout is waited for: {:?}", sim.events);
+}
+
+#[test]
+fn a_probe_that_was_never_sent_accuses_nobody() {
+    let mut sim = settled(2, 1, Faults::lan());
+    sim.drop_calls_of(0);
+    sim.run_for(Duration::from_secs(10));
+    assert_eq!(sim.count(|e| matches!(e, Event::Suspect { .. })), 0);
+}
+
+#[test]
 fn the_same_seed_gives_the_same_run_byte_for_byte() {
     let run = |seed| {
         let mut sim = Sim::new(10, seed, Config::new("c"), Faults::lossy(500));
