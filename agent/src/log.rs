@@ -25,6 +25,9 @@ const MAX_BUFFER: usize = 256 * 1024;
 const GATHER: Duration = Duration::from_millis(20);
 const A_LOT: usize = 64 * 1024;
 
+/// Written at once; more than the longest record.
+const PIECE: usize = 32 * 1024;
+
 /// After a failure.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -105,11 +108,16 @@ impl Log {
         if self.deadline().is_none() {
             return;
         }
-        if let Err(_unwritable) = self.append() {
-            self.flush_at = now + RETRY; // Nowhere to say it: `Status.log_dropped_lines` tells once lines are lost.
-            return;
+        while !self.buffer.is_empty() {
+            // In pieces of whole lines: a disk with little room left takes some of them.
+            let piece = &self.buffer[..self.buffer.len().min(PIECE)];
+            let end = piece.iter().rposition(|b| *b == b'\n').map_or(piece.len(), |at| at + 1);
+            if let Err(_unwritable) = self.append(&self.buffer[..end]) {
+                self.flush_at = now + RETRY; // Nowhere to say it: `Status.log_dropped_lines` tells once lines are lost.
+                return;
+            }
+            self.buffer.drain(..end);
         }
-        self.buffer.clear();
         self.flush_at = now + GATHER;
         if self.dropped > 0 {
             self.buffer = self.notice();
@@ -120,17 +128,17 @@ impl Log {
         }
     }
 
-    fn append(&self) -> io::Result<()> {
+    fn append(&self, piece: &[u8]) -> io::Result<()> {
         let mut file = self.open()?;
         let mut length = file.metadata()?.len();
-        if length > 0 && length + self.buffer.len() as u64 > self.max_file {
+        if length > 0 && length + piece.len() as u64 > self.max_file {
             drop(file);
             fs::rename(&self.path, &self.old)?;
             file = self.open()?;
             length = file.metadata()?.len();
         }
-        file.write_all(&self.buffer).inspect_err(|_| {
-            // Half a batch would be written again, and its last line torn. If this fails too, that is what happens.
+        file.write_all(piece).inspect_err(|_| {
+            // Half a piece would be written again, and its last line torn. If this fails too, that is what happens.
             let _ = file.set_len(length);
         })
     }

@@ -89,7 +89,7 @@ fn a_full_disk_neither_blocks_the_main_process_nor_hides_the_loss() {
     let dir = tempfile::tempdir().unwrap();
     let full = dir.path().join("full");
     fs::create_dir(&full).unwrap();
-    let status = Command::new("mount").args(["-t", "tmpfs", "-o", "size=256k,mode=700", "hag"]).arg(&full).status();
+    let status = Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m,mode=700", "hag"]).arg(&full).status();
     if !status.is_ok_and(|s| s.success()) {
         return skipped("a_full_disk…", "a tmpfs cannot be mounted here");
     }
@@ -101,8 +101,10 @@ fn a_full_disk_neither_blocks_the_main_process_nor_hides_the_loss() {
         done.display()
     );
     let channel = common::Channel::new(&full, &shell(&script, Stateful, No));
-    fs::write(full.join("filler"), vec![0; 128 * 1024]).unwrap();
-    let mut child = Command::new(env!("CARGO_BIN_EXE_ha-agent")).arg("--channel").arg(&full).spawn().unwrap();
+    fs::write(full.join("filler"), vec![0; 768 * 1024]).unwrap();
+    let child = Command::new(env!("CARGO_BIN_EXE_ha-agent")).arg("--channel").arg(&full).spawn().unwrap();
+    let mut agent = Agent::adopt(channel, child);
+    let channel = &agent.channel;
     wait_for("the writer's end", || done.exists().then_some(()));
     let lost = wait_for("lost lines", || Some(channel.status().log_dropped_lines).filter(|n| *n > 0));
     fs::remove_file(full.join("filler")).unwrap();
@@ -119,5 +121,5 @@ fn a_full_disk_neither_blocks_the_main_process_nor_hides_the_loss() {
     let written = log.iter().filter(|l| l.starts_with("stdout")).count() as u64;
     assert_eq!(written + lost, 20_000);
     channel.stop(0);
-    wait_for("the agent's exit", || child.try_wait().unwrap());
+    agent.exit_code();
 }

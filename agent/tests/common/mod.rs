@@ -176,6 +176,11 @@ impl Agent {
         Self { channel, child, dir: Some(dir) }
     }
 
+    /// One that was started otherwise.
+    pub fn adopt(channel: Channel, child: Child) -> Self {
+        Self { channel, child, dir: None }
+    }
+
     pub fn pid(&self) -> Pid {
         Pid::from_raw(self.child.id().cast_signed())
     }
