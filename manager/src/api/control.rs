@@ -29,7 +29,13 @@ pub struct ControlService {
 
 impl ControlService {
     /// Sends an order to the container's actor, or the whole request to the node that owns the container.
-    async fn order<R, F>(&self, name: &str, request: R, order: Order, remote: F) -> Result<Response<Reply<Progress>>, Status>
+    async fn order<R, F>(
+        &self,
+        name: &str,
+        request: R,
+        order: Order,
+        remote: F,
+    ) -> Result<Response<Reply<Progress>>, Status>
     where
         F: AsyncFnOnce(forward::Client, R) -> Result<Response<tonic::Streaming<Progress>>, Status>,
     {
@@ -86,14 +92,19 @@ impl Control for ControlService {
             return Err(ApiError::Refused(text).into());
         }
         let node = Arc::clone(&self.node);
-        Ok(long(move |progress| async move { node.apply(spec, request.base_dir.into(), request.recreate, progress).await }))
+        Ok(long(
+            move |progress| async move { node.apply(spec, request.base_dir.into(), request.recreate, progress).await },
+        ))
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
         Ok(Response::new(status::gather(&self.node, request.into_inner().local).await))
     }
 
-    async fn checkpoint(&self, request: Request<CheckpointRequest>) -> Result<Response<Self::CheckpointStream>, Status> {
+    async fn checkpoint(
+        &self,
+        request: Request<CheckpointRequest>,
+    ) -> Result<Response<Self::CheckpointStream>, Status> {
         let request = request.into_inner();
         let name = request.name.clone();
         self.order(&name, request, Order::Checkpoint, async |mut peer, request| peer.checkpoint(request).await).await

@@ -19,7 +19,8 @@ const CONNECT: Duration = Duration::from_secs(2);
 const PAST: Duration = Duration::from_secs(2);
 
 pub async fn connect(peer: &PeerView) -> Result<Client, ApiError> {
-    let away = |why: String| ApiError::Unavailable(format!("node {} at {} cannot be reached: {why}", peer.name, peer.address));
+    let away =
+        |why: String| ApiError::Unavailable(format!("node {} at {} cannot be reached: {why}", peer.name, peer.address));
     let endpoint = Endpoint::from_shared(format!("http://{}", peer.address)).map_err(|err| away(err.to_string()))?;
     let channel = endpoint.connect_timeout(CONNECT).connect().await.map_err(|err| away(crate::chain(&err)))?;
     Ok(ControlClient::new(channel))

@@ -31,7 +31,10 @@ impl Peer for PeerService {
         self.membership.ping(request).await
     }
 
-    async fn ping_indirect(&self, request: Request<PingIndirectRequest>) -> Result<Response<PingIndirectReply>, Status> {
+    async fn ping_indirect(
+        &self,
+        request: Request<PingIndirectRequest>,
+    ) -> Result<Response<PingIndirectReply>, Status> {
         self.membership.ping_indirect(request).await
     }
 

@@ -43,7 +43,10 @@ pub async fn gather(node: &Node, local: bool) -> StatusReply {
         };
         let ask = async {
             let mut client = forward::connect(&peer).await?;
-            client.status(StatusRequest { local: true }).await.map_err(|status| ApiError::Failed(status.message().into()))
+            client
+                .status(StatusRequest { local: true })
+                .await
+                .map_err(|status| ApiError::Failed(status.message().into()))
         };
         match tokio::time::timeout(PEER_PATIENCE, ask).await {
             Ok(Ok(answer)) => {
@@ -54,7 +57,9 @@ pub async fn gather(node: &Node, local: bool) -> StatusReply {
                 reply.containers.extend(answer.containers);
             }
             Ok(Err(error)) if status.liveness == "alive" => status.problems.push(error.to_string()),
-            Err(_) if status.liveness == "alive" => status.problems.push("it does not answer a request for its status".into()),
+            Err(_) if status.liveness == "alive" => {
+                status.problems.push("it does not answer a request for its status".into())
+            }
             // A dead node does not answer; its liveness says so.
             _ => {}
         }

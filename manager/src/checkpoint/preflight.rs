@@ -79,7 +79,8 @@ impl Look {
         let mut inside = HashSet::new();
         let mut masters = HashSet::new();
         for &pid in processes {
-            let open: Vec<(i32, String)> = proc::descriptors(pid).into_iter().filter_map(|fd| Some((fd, link(pid, fd)?))).collect();
+            let open: Vec<(i32, String)> =
+                proc::descriptors(pid).into_iter().filter_map(|fd| Some((fd, link(pid, fd)?))).collect();
             for (fd, link) in &open {
                 inside.extend(socket_inode(link));
                 if link.ends_with("/ptmx") {
@@ -149,7 +150,9 @@ impl Look {
                 }
                 return;
             }
-            "io_uring" => "switch io_uring off in the program, or start the container with the manager's own seccomp profile",
+            "io_uring" => {
+                "switch io_uring off in the program, or start the container with the manager's own seccomp profile"
+            }
             "perf_event" => "stop the profiling",
             "userfaultfd" => "the program manages its own page faults, which cannot be dumped",
             _ if kind.starts_with("kvm") => "virtual machines cannot be dumped",
@@ -239,7 +242,12 @@ impl Look {
             10 if minor == 200 => {} // TUN, which CRIU knows
             _ => {
                 let what = format!("{path} is a device ({major}:{minor}), whose state is not in the process");
-                self.found(pid, Some(fd), what, "close the device before the checkpoint, or make the container stateless");
+                self.found(
+                    pid,
+                    Some(fd),
+                    what,
+                    "close the device before the checkpoint, or make the container stateless",
+                );
             }
         }
     }

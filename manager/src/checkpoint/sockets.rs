@@ -32,8 +32,7 @@ pub(super) fn get_int(socket: &OwnedFd, level: libc::c_int, name: libc::c_int) -
     let mut length = size_of::<libc::c_int>() as libc::socklen_t;
     // SAFETY: `value` and `length` outlive the call and have the sizes it is told.
     #[allow(unsafe_code)]
-    let rc =
-        unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut value).cast(), &raw mut length) };
+    let rc = unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut value).cast(), &raw mut length) };
     if rc == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -48,9 +48,7 @@ pub enum Command {
     /// Say what this node can and cannot do, each with the remedy.
     Doctor(Doctor),
     /// Print the completions for a shell.
-    Completions {
-        shell: clap_complete::Shell,
-    },
+    Completions { shell: clap_complete::Shell },
     /// Print the manual page.
     Man,
 }

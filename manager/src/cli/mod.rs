@@ -20,7 +20,7 @@ use ha_proto::control::{
 };
 use serde::Serialize;
 
-use crate::{compose, config::NodeConfig, doctor, spec::MountSource};
+use crate::{compose, config::NodeConfig, doctor, spec::MountSource, store::Store};
 
 /// Carries out every command but `run`.
 pub async fn execute(cli: Cli) -> Result<(), CliError> {
@@ -61,7 +61,8 @@ pub async fn execute(cli: Cli) -> Result<(), CliError> {
         }
         Command::Man => {
             let page = clap_mangen::Man::new(Cli::command());
-            page.render(&mut stdout()).map_err(|source| CliError::Io { what: "cannot write the manual page".into(), source })
+            page.render(&mut stdout())
+                .map_err(|source| CliError::Io { what: "cannot write the manual page".into(), source })
         }
     }
 }
@@ -103,15 +104,18 @@ async fn apply(socket: &Path, args: args::Apply) -> Result<(), CliError> {
     for spec in &file.containers {
         for mount in &spec.mounts {
             if let MountSource::HostBind { path } = &mount.source {
-                eprintln!("{}: {} is a host bind: it is not in snapshots, a peer needs it too", spec.name, path.display());
+                eprintln!(
+                    "{}: {} is a host bind: it is not in snapshots, a peer needs it too",
+                    spec.name,
+                    path.display()
+                );
             }
         }
     }
     let mut manager = client::connect(socket).await?;
     for spec in file.containers {
         let spec_json = serde_json::to_string(&spec).map_err(|err| CliError::Input(err.to_string()))?;
-        let request =
-            ApplyRequest { spec_json, base_dir: base.display().to_string(), recreate: args.recreate };
+        let request = ApplyRequest { spec_json, base_dir: base.display().to_string(), recreate: args.recreate };
         let stream = manager.apply(request).await?;
         finish(progress::follow(stream.into_inner()).await?)?;
     }
@@ -179,4 +183,35 @@ async fn logs(socket: &Path, args: args::Logs) -> Result<(), CliError> {
         }
     }
     Ok(())
+}
+
+/// The node's own checks, and the store's.
+async fn examine(args: args::Doctor) -> Result<(), CliError> {
+    let config = NodeConfig::load(&args.config).map_err(|err| CliError::Input(err.to_string()))?;
+    let store = store_check(&config).await;
+    let checked = tokio::task::spawn_blocking(move || doctor::run(&config)).await;
+    let mut checks = checked.map_err(|err| CliError::Input(format!("the checks ended abnormally: {err}")))?;
+    checks.push(store);
+    if args.json {
+        print_json(&doctor::render_json(&checks))?;
+    } else {
+        print(doctor::render_text(&checks).trim_end())?;
+    }
+    if doctor::exit_code(&checks) == 0 { Ok(()) } else { Err(CliError::Unfit) }
+}
+
+async fn store_check(config: &NodeConfig) -> doctor::Check {
+    let url = config.store.as_str();
+    let outcome = async {
+        let store = Store::open(url).await?;
+        store.probe_create_only().await
+    };
+    const TITLE: &str = "store";
+    match outcome.await {
+        Ok(()) => doctor::Check::ok("store.create-only", TITLE, format!("{url} creates an object once only")),
+        Err(error) => {
+            let remedy = "every node needs the same store, writable, with create-only writes (docs/formats.md)";
+            doctor::Check::fail("store.create-only", TITLE, crate::chain(&error), remedy)
+        }
+    }
 }

@@ -7,7 +7,8 @@ use ha_proto::control::{ContainerStatus, Event, SnapshotInfo, StatusReply};
 /// Columns padded to the widest cell, two blanks between.
 fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|c| c.chars().count()).max().unwrap_or(0);
+    let width =
+        |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|c| c.chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut out = String::new();
     for row in rows {
@@ -44,8 +45,18 @@ pub fn status(reply: &StatusReply) -> String {
     for node in &reply.nodes {
         nodes.push(cells([&node.name, &node.address, &node.liveness, &node.version]));
     }
-    let mut containers =
-        vec![cells(["CONTAINER", "NODE", "PHASE", "HEALTH", "STATE", "ADDRESS", "SNAPSHOT", "AGE", "EPOCH", "RECOVERIES"])];
+    let mut containers = vec![cells([
+        "CONTAINER",
+        "NODE",
+        "PHASE",
+        "HEALTH",
+        "STATE",
+        "ADDRESS",
+        "SNAPSHOT",
+        "AGE",
+        "EPOCH",
+        "RECOVERIES",
+    ])];
     containers.extend(reply.containers.iter().map(container_row));
     let mut out = table(&nodes);
     out.push('\n');

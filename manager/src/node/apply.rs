@@ -58,7 +58,12 @@ impl Node {
         self.create(newest.map_or(0, |app| app.generation), content, progress).await
     }
 
-    async fn create(self: &Arc<Self>, generation: u64, content: AppContent, progress: ProgressSender) -> Result<Value, ApiError> {
+    async fn create(
+        self: &Arc<Self>,
+        generation: u64,
+        content: AppContent,
+        progress: ProgressSender,
+    ) -> Result<Value, ApiError> {
         let name = content.spec.name.clone();
         for needed in &content.spec.depends_on {
             self.wait_for(needed, &progress).await?;
@@ -81,10 +86,17 @@ impl Node {
         if !self.start(app, content, owner, identity, Begin::Cold { progress, reply }) {
             return Err(ApiError::Refused(format!("{name} is being started here already")));
         }
-        outcome.await.map_err(|_| ApiError::Failed(format!("{name}: the start was given up; see `ha-manager events {name}`")))?
+        outcome
+            .await
+            .map_err(|_| ApiError::Failed(format!("{name}: the start was given up; see `ha-manager events {name}`")))?
     }
 
-    async fn import(&self, spec: &ContainerSpec, base_dir: &std::path::Path, progress: &ProgressSender) -> Result<crate::spec::ImageRecord, ApiError> {
+    async fn import(
+        &self,
+        spec: &ContainerSpec,
+        base_dir: &std::path::Path,
+        progress: &ProgressSender,
+    ) -> Result<crate::spec::ImageRecord, ApiError> {
         let source = image::classify(&spec.image, base_dir).map_err(|err| ApiError::Invalid(crate::chain(&err)))?;
         let options = image::ImportOptions::new(self.ctx.config.state_dir.join("import"));
         let (shown, name) = (progress.clone(), spec.name.clone());
@@ -98,7 +110,9 @@ impl Node {
         match apps::put(&self.ctx.store, &name, generation, Some(content)).await.map_err(unavailable)? {
             PutApp::Stored(_) => {}
             PutApp::Conflict(_) => {
-                return Err(ApiError::Refused(format!("{name} was changed by somebody else at the same time; apply again")));
+                return Err(ApiError::Refused(format!(
+                    "{name} was changed by somebody else at the same time; apply again"
+                )));
             }
         }
         let app = apps::newest(&self.ctx.store, &name).await.map_err(unavailable)?;
@@ -144,7 +158,9 @@ impl Node {
                 return Ok(());
             }
             if std::time::Instant::now() > deadline {
-                return Err(ApiError::Refused(format!("{needed}, which this container depends on, is not healthy after {PATIENCE:?}")));
+                return Err(ApiError::Refused(format!(
+                    "{needed}, which this container depends on, is not healthy after {PATIENCE:?}"
+                )));
             }
             tokio::time::sleep(std::time::Duration::from_millis(200)).await;
         }
@@ -183,7 +199,9 @@ fn show(progress: &ProgressSender, name: &ContainerName, event: image::Event) {
     use image::Event::{Converting, Fetching, Note, Pulling, Ready, Stored, Unpacking};
     let of = |layer: usize, layers: usize| format!("{name}: layer {layer} of {layers}");
     match event {
-        Pulling { layer, layers, bytes, of: total } => progress.bytes(format!("{}: pulling", of(layer, layers)), bytes, total),
+        Pulling { layer, layers, bytes, of: total } => {
+            progress.bytes(format!("{}: pulling", of(layer, layers)), bytes, total)
+        }
         Converting { layer, layers } => progress.step(format!("{}: converting", of(layer, layers))),
         Stored { layer, layers, uploaded: true, .. } => progress.step(format!("{}: stored", of(layer, layers))),
         Stored { layer, layers, .. } => progress.step(format!("{}: in the store already", of(layer, layers))),

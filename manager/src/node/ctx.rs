@@ -4,8 +4,14 @@ use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
 use super::{agent::AgentBinary, events::EventLog};
 use crate::{
-    checkpoint::Dumper, config::NodeConfig, membership::Membership, network::Network, runtime::Runc, snapshot::Versions,
-    spec::ContainerName, store::{Store, addresses::Pool},
+    checkpoint::Dumper,
+    config::NodeConfig,
+    membership::Membership,
+    network::Network,
+    runtime::Runc,
+    snapshot::Versions,
+    spec::ContainerName,
+    store::{Store, addresses::Pool},
 };
 
 pub struct Ctx {

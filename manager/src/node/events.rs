@@ -175,11 +175,15 @@ mod tests {
         let log = EventLog::open(dir.path(), node()).unwrap();
         let (past, mut live) = log.since_start();
         assert_eq!(past.len(), 1);
-        assert_eq!((past[0].kind.as_str(), past[0].detail_json.as_str()), ("checkpoint.committed", "{\"frozen_ms\":1.5}"));
+        assert_eq!(
+            (past[0].kind.as_str(), past[0].detail_json.as_str()),
+            ("checkpoint.committed", "{\"frozen_ms\":1.5}")
+        );
         log.emit(None, "node.started", "again", json!({}));
         assert_eq!(live.try_recv().unwrap().kind, "node.started");
         drop(log);
-        let kinds: Vec<_> = EventLog::open(dir.path(), node()).unwrap().since_start().0.into_iter().map(|e| e.kind).collect();
+        let kinds: Vec<_> =
+            EventLog::open(dir.path(), node()).unwrap().since_start().0.into_iter().map(|e| e.kind).collect();
         assert_eq!(kinds, ["checkpoint.committed", "node.started"]);
     }
 

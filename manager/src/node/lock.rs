@@ -10,7 +10,9 @@ use nix::fcntl::{Flock, FlockArg};
 
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
-    #[error("another manager (pid {pid}) uses the state directory {dir}; stop it, or give this one its own `state_dir`")]
+    #[error(
+        "another manager (pid {pid}) uses the state directory {dir}; stop it, or give this one its own `state_dir`"
+    )]
     Taken { dir: String, pid: String },
     #[error("cannot lock {path}")]
     Io { path: String, source: io::Error },

@@ -74,6 +74,11 @@ impl Node {
         self.actors().contains_key(name)
     }
 
+    /// How far a container's log is in the store; `None` when it does not run here.
+    pub fn log_standing(&self, name: &ContainerName) -> Option<recovery::Standing> {
+        self.actors().get(name).map(|actor| actor.log.standing())
+    }
+
     /// What is wrong with this node as a whole, for `status`.
     pub fn problems(&self) -> Vec<String> {
         self.problems.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -91,13 +96,17 @@ impl Node {
         if self.has(name) {
             return Ok(None);
         }
-        let owner = ownership::current(&self.ctx.store, name).await.map_err(|err| ApiError::Unavailable(crate::chain(&err)))?;
+        let owner =
+            ownership::current(&self.ctx.store, name).await.map_err(|err| ApiError::Unavailable(crate::chain(&err)))?;
         match owner {
             Some(owner) if !owner.released && owner.node != *self.name() => {
                 let peers = self.ctx.membership.peers();
                 let peer = peers.into_iter().find(|peer| peer.name == owner.node);
                 peer.map(Some).ok_or_else(|| {
-                    ApiError::Unavailable(format!("{name} belongs to node {}, which this node has not heard of", owner.node))
+                    ApiError::Unavailable(format!(
+                        "{name} belongs to node {}, which this node has not heard of",
+                        owner.node
+                    ))
                 })
             }
             _ => Ok(None),
@@ -105,7 +114,12 @@ impl Node {
     }
 
     /// Gives an order to a container's actor and waits for its outcome.
-    pub async fn order(&self, name: &ContainerName, order: Order, progress: ProgressSender) -> Result<serde_json::Value, ApiError> {
+    pub async fn order(
+        &self,
+        name: &ContainerName,
+        order: Order,
+        progress: ProgressSender,
+    ) -> Result<serde_json::Value, ApiError> {
         let inbox = self.actors().get(name).map(|actor| actor.inbox.clone());
         let Some(inbox) = inbox else {
             return match order {

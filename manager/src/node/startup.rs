@@ -54,8 +54,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     gossip.probe_timeout = config.membership.probe_timeout;
     gossip.suspicion = config.membership.suspicion;
     gossip.indirect_probes = config.membership.indirect_probes as usize;
-    let membership =
-        Membership::start(gossip, config.node.clone(), advertise.clone(), config.peers.clone(), boot)?;
+    let membership = Membership::start(gossip, config.node.clone(), advertise.clone(), config.peers.clone(), boot)?;
     let runtime = Runc::new(&config.runtime, &config.runtime_root, &config.criu);
     let dumper = Dumper::new(&config.criu);
     let detail = json!({"version": env!("CARGO_PKG_VERSION"), "address": advertise, "criu": versions.criu});

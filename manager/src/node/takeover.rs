@@ -42,7 +42,12 @@ impl Node {
     }
 
     /// Takes a dead node's container over if its policy wants that and no better node does it first.
-    pub(super) async fn consider(self: &Arc<Self>, name: &ContainerName, owner: &Owner, owners: &BTreeMap<ContainerName, Owner>) {
+    pub(super) async fn consider(
+        self: &Arc<Self>,
+        name: &ContainerName,
+        owner: &Owner,
+        owners: &BTreeMap<ContainerName, Owner>,
+    ) {
         let began = Instant::now();
         let app = match apps::newest(&self.ctx.store, name).await {
             Ok(Some(app)) => app,
@@ -82,7 +87,12 @@ impl Node {
         };
         let ms = ms(began);
         let detail = json!({"epoch": owner.epoch, "previous": epoch, "ms": ms});
-        self.events().emit(Some(name), "ownership.claimed", &format!("this node owns it under epoch {}", owner.epoch), detail);
+        self.events().emit(
+            Some(name),
+            "ownership.claimed",
+            &format!("this node owns it under epoch {}", owner.epoch),
+            detail,
+        );
         let Some(content) = app.content.clone() else { return };
         let identity = match self.identity(&content).await {
             Ok(identity) => identity,
@@ -126,7 +136,12 @@ impl Node {
     }
 
     /// A container its owner hands over (planned move, or a failover of a container that failed there).
-    pub async fn take_handed(self: &Arc<Self>, name: &ContainerName, epoch: Epoch, snapshot: Option<SnapshotId>) -> Result<Epoch, String> {
+    pub async fn take_handed(
+        self: &Arc<Self>,
+        name: &ContainerName,
+        epoch: Epoch,
+        snapshot: Option<SnapshotId>,
+    ) -> Result<Epoch, String> {
         let app = apps::newest(&self.ctx.store, name).await.map_err(|error| crate::chain(&error))?;
         let app = app.ok_or_else(|| format!("{name} is not described in the store"))?;
         let content = app.content.clone().ok_or_else(|| format!("{name} has been removed"))?;
@@ -181,13 +196,20 @@ impl Node {
         let app = apps::newest(store, name).await.map_err(|error| text(&error))?;
         let mine = owner.filter(|owner| owner.node == *self.name() && !owner.released);
         let (Some(owner), Some(App { content: Some(content), .. })) = (mine, app.clone()) else {
-            self.events().emit(Some(name), "ownership.deposed", "the copy here is out of date and is removed", json!({}));
+            self.events().emit(
+                Some(name),
+                "ownership.deposed",
+                "the copy here is out of date and is removed",
+                json!({}),
+            );
             return clear_leftovers(&self.ctx, name).await;
         };
         let app = app.ok_or("unreachable: the pattern above holds an app")?;
         let identity = self.identity(&content).await.map_err(|error| text(&error))?;
         let begin = match record {
-            Some(record) if record.owner == owner && record.phase != LocalPhase::Launching => Begin::Adopt(Box::new(record)),
+            Some(record) if record.owner == owner && record.phase != LocalPhase::Launching => {
+                Begin::Adopt(Box::new(record))
+            }
             _ => Begin::TakeOver { scope: Scope::Container, why: "its start was interrupted".into() },
         };
         self.start(app, content, owner, identity, begin);

@@ -85,7 +85,9 @@ fn report(node: &Node, event: &Event) {
         Event::Refuted { node } => ("peer.refuted", format!("{node} lives after all")),
         Event::Dead { node } => ("peer.dead", format!("{node} is held for dead")),
         Event::Left { node } => ("peer.left", format!("{node} stopped its manager")),
-        Event::RefutedSelf { liveness, .. } => ("self.refuted", format!("peers held this node for {}", liveness.as_str())),
+        Event::RefutedSelf { liveness, .. } => {
+            ("self.refuted", format!("peers held this node for {}", liveness.as_str()))
+        }
         Event::NameConflict { node, address, other_address } => {
             ("peer.name-conflict", format!("{address} and {other_address} both call themselves {node}; rename one"))
         }
@@ -126,7 +128,8 @@ async fn follow_store(node: Arc<Node>) {
 async fn scan(node: &Arc<Node>, seen: &mut Seen) -> Result<(), StoreError> {
     let owners = ownership::all(&node.ctx.store).await?;
     let apps = apps::all(&node.ctx.store).await?;
-    let owners: BTreeMap<ContainerName, Owner> = owners.into_iter().filter_map(|(name, owner)| Some((name, owner.ok()?))).collect();
+    let owners: BTreeMap<ContainerName, Owner> =
+        owners.into_iter().filter_map(|(name, owner)| Some((name, owner.ok()?))).collect();
     for (name, owner) in &owners {
         node.check_deposed(name, owner).await;
     }
@@ -166,16 +169,24 @@ async fn prefetch(node: &Node, image: &crate::spec::ImageRecord, ready: &mut Has
     if image.layers.iter().all(|layer| ready.contains(&layer.digest)) {
         return;
     }
-    match image::ensure(image, &node.ctx.store, &node.ctx.layers_dir(), &image::Limits::default(), &image::silent()).await {
+    match image::ensure(image, &node.ctx.store, &node.ctx.layers_dir(), &image::Limits::default(), &image::silent())
+        .await
+    {
         Ok(_) => ready.extend(image.layers.iter().map(|layer| layer.digest.clone())),
-        Err(error) => tracing::warn!(image = image.reference, error = crate::chain(&error), "cannot be fetched ahead of need"),
+        Err(error) => {
+            tracing::warn!(image = image.reference, error = crate::chain(&error), "cannot be fetched ahead of need")
+        }
     }
 }
 
 impl Node {
     /// A copy here under an epoch that is not the newest any more must end.
     async fn check_deposed(&self, name: &ContainerName, newest: &Owner) {
-        let inbox = self.actors().get(name).filter(|actor| actor.view.get().owner.epoch < newest.epoch).map(|a| a.inbox.clone());
+        let inbox = self
+            .actors()
+            .get(name)
+            .filter(|actor| actor.view.get().owner.epoch < newest.epoch)
+            .map(|a| a.inbox.clone());
         if let Some(inbox) = inbox {
             // An actor that has ended has no copy.
             let _ = inbox.send(Command::Deposed(newest.clone())).await;

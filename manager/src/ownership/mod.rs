@@ -20,7 +20,7 @@ mod model;
 mod tests;
 
 pub use claim::{
-    Claim, Claimant, Owner, OwnershipError, all, check_epoch, claim, claims_since, committed, current, ensure_current, history,
-    release, take_base,
+    Claim, Claimant, Owner, OwnershipError, all, check_epoch, claim, claims_since, committed, current, ensure_current,
+    history, release, take_base,
 };
 pub use history::History;

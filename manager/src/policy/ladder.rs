@@ -42,9 +42,14 @@ pub enum Source {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Attempt {
-    Here { from: Source, step: RecoveryStep },
+    Here {
+        from: Source,
+        step: RecoveryStep,
+    },
     /// A peer becomes the owner and restores the newest healthy snapshot.
-    Peer { node: NodeName },
+    Peer {
+        node: NodeName,
+    },
 }
 
 #[derive(Debug, Clone)]

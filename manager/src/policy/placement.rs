@@ -38,7 +38,10 @@ mod tests {
     #[test]
     fn the_least_loaded_node_comes_first_and_the_order_in_does_not_matter() {
         let name: ContainerName = "web".parse().unwrap();
-        assert_eq!(rank(&name, candidates(&[2, 0, 1])).iter().map(NodeName::as_str).collect::<Vec<_>>(), ["n1", "n2", "n0"]);
+        assert_eq!(
+            rank(&name, candidates(&[2, 0, 1])).iter().map(NodeName::as_str).collect::<Vec<_>>(),
+            ["n1", "n2", "n0"]
+        );
         let mut reversed = candidates(&[1, 1, 1, 1]);
         reversed.reverse();
         assert_eq!(rank(&name, candidates(&[1, 1, 1, 1])), rank(&name, reversed));

@@ -19,6 +19,7 @@ use super::{
     order::{Command, Order, ProgressSender},
     place::Place,
     record::{LocalPhase, LocalRecord, RECORD_VERSION},
+    shipping::{Shipping, ShippingView},
     teardown::{self, Extent},
     upload::{Report, Uploads},
     view::{ContainerView, Phase, SharedView},
@@ -57,6 +58,7 @@ pub enum Begin {
 pub struct ActorHandle {
     pub inbox: mpsc::Sender<Command>,
     pub view: SharedView,
+    pub log: ShippingView,
     pub task: JoinHandle<()>,
 }
 
@@ -86,6 +88,8 @@ pub(super) struct Actor {
     pub state: State,
     pub schedule: Option<Schedule>,
     pub uploads: Uploads,
+    /// Held: the log is shipped for as long as the actor lives.
+    _shipping: Shipping,
     pub next_seq: u64,
     pub last_committed: Option<SnapshotId>,
     pub restarts: VecDeque<Instant>,
@@ -108,7 +112,14 @@ enum Input {
     Tick,
 }
 
-pub fn spawn(ctx: Arc<Ctx>, app: App, content: AppContent, owner: Owner, identity: NetworkIdentity, begin: Begin) -> ActorHandle {
+pub fn spawn(
+    ctx: Arc<Ctx>,
+    app: App,
+    content: AppContent,
+    owner: Owner,
+    identity: NetworkIdentity,
+    begin: Begin,
+) -> ActorHandle {
     let (sender, inbox) = mpsc::channel(32);
     let name = content.spec.name.clone();
     let place = Place::new(&ctx.config, &name);
@@ -133,8 +144,11 @@ pub fn spawn(ctx: Arc<Ctx>, app: App, content: AppContent, owner: Owner, identit
         }
         StateKind::Stateless => None,
     };
+    let shipping = Shipping::start(Arc::clone(&ctx), name.clone(), place.clone(), owner.epoch);
+    let log = shipping.view();
     let actor = Actor {
         uploads: Uploads::start(Arc::clone(&ctx), name.clone(), place.clone(), &owner, content.spec.keep),
+        _shipping: shipping,
         agent_digest: ctx.agent.digest(),
         waited: None,
         name,
@@ -155,7 +169,7 @@ pub fn spawn(ctx: Arc<Ctx>, app: App, content: AppContent, owner: Owner, identit
         inbox,
         ctx,
     };
-    ActorHandle { inbox: sender, view, task: tokio::spawn(actor.run(begin)) }
+    ActorHandle { inbox: sender, view, log, task: tokio::spawn(actor.run(begin)) }
 }
 
 impl Actor {
@@ -249,13 +263,16 @@ impl Actor {
                 self.watchdog.answered(Instant::now());
                 self.view.update(|view| view.health = health_name(&status));
                 // Said by an event too; asked here because an event can be lost.
-                let ended = status.phase() == AgentPhase::Ended && matches!(self.app.spec.state, StateKind::Stateful { .. });
+                let ended =
+                    status.phase() == AgentPhase::Ended && matches!(self.app.spec.state, StateKind::Stateful { .. });
                 ended.then(|| (Scope::Process, "the main process has ended".to_owned()))
             }
             Err(_) => {
                 self.watchdog.missed();
                 match self.watchdog.verdict(Instant::now()) {
-                    Verdict::Hung(since) => Some((Scope::Container, format!("the agent has not answered for {since:.1?}"))),
+                    Verdict::Hung(since) => {
+                        Some((Scope::Container, format!("the agent has not answered for {since:.1?}")))
+                    }
                     Verdict::Alive | Verdict::Late(_) => None,
                 }
             }
@@ -266,7 +283,11 @@ impl Actor {
         match event.kind {
             Some(Kind::ProcessEnded(ended)) => {
                 let stateful = matches!(self.app.spec.state, StateKind::Stateful { .. });
-                self.event("process.ended", &format!("the main process ended with {}", ended.code), json!({"code": ended.code}));
+                self.event(
+                    "process.ended",
+                    &format!("the main process ended with {}", ended.code),
+                    json!({"code": ended.code}),
+                );
                 if !stateful {
                     return ControlFlow::Continue(());
                 }
@@ -296,7 +317,8 @@ impl Actor {
                 ControlFlow::Continue(())
             }
             Some(Kind::GaveUp(gave_up)) => {
-                self.lost(Scope::Container, format!("the main process failed {} times in a row", gave_up.attempts)).await
+                self.lost(Scope::Container, format!("the main process failed {} times in a row", gave_up.attempts))
+                    .await
             }
             Some(Kind::Started(_)) | None => ControlFlow::Continue(()),
         }

@@ -71,7 +71,10 @@ impl Actor {
 
     async fn try_checkpoint(&mut self, kind: SnapshotKind) -> Result<SnapshotId, String> {
         if self.uploads.pending() >= PENDING_MAX {
-            return Err("the dumps before this one are still being packed; the store or the disk is too slow for the interval".into());
+            return Err(
+                "the dumps before this one are still being packed; the store or the disk is too slow for the interval"
+                    .into(),
+            );
         }
         let State::Up(live) = &self.state else { return Err("the container is not running".into()) };
         let status = live.link.quiesce(HOLD).await.map_err(|error| crate::chain(&error))?;
@@ -119,8 +122,7 @@ impl Actor {
     async fn dump(&self, id: SnapshotId, pid: i32, stay_closed: bool) -> Result<DumpReport, String> {
         let images = self.place.images(&id.to_string());
         let staging = self.place.staging().join(id.to_string());
-        let mut capture =
-            vec![CaptureSource { name: "upper".into(), path: self.place.upper(), inside: "/".into() }];
+        let mut capture = vec![CaptureSource { name: "upper".into(), path: self.place.upper(), inside: "/".into() }];
         for mount in &self.app.spec.mounts {
             if let MountSource::Volume { name } = &mount.source {
                 let (name, path) = (volume_dir(name), self.place.volume(name));
@@ -165,7 +167,9 @@ impl Actor {
 
     fn volumes(&self) -> Vec<String> {
         let mounts = self.app.spec.mounts.iter();
-        mounts.filter_map(|m| if let MountSource::Volume { name } = &m.source { Some(name.clone()) } else { None }).collect()
+        mounts
+            .filter_map(|m| if let MountSource::Volume { name } = &m.source { Some(name.clone()) } else { None })
+            .collect()
     }
 }
 

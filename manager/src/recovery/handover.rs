@@ -49,7 +49,10 @@ impl Actor {
 
     async fn ask(&self, to: &NodeName, snapshot: Option<SnapshotId>) -> Result<u64, NotTaken> {
         let peers = self.ctx.membership.peers();
-        let peer = peers.into_iter().find(|peer| peer.name == *to).ok_or_else(|| NotTaken::Unknown(format!("node {to} is not known")))?;
+        let peer = peers
+            .into_iter()
+            .find(|peer| peer.name == *to)
+            .ok_or_else(|| NotTaken::Unknown(format!("node {to} is not known")))?;
         let away = |why: String| format!("node {to} at {} cannot take it: {why}", peer.address);
         let endpoint = Endpoint::from_shared(format!("http://{}", peer.address))
             .map_err(|err| NotTaken::Unknown(away(err.to_string())))?;
@@ -62,7 +65,8 @@ impl Actor {
             snapshot: snapshot.map(|id| id.to_string()).unwrap_or_default(),
         };
         let mut client = PeerClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
-        let reply = client.take_over(request).await.map_err(|status| NotTaken::Unknown(away(status.message().to_owned())))?;
+        let reply =
+            client.take_over(request).await.map_err(|status| NotTaken::Unknown(away(status.message().to_owned())))?;
         let reply = reply.into_inner();
         if reply.error.is_empty() { Ok(reply.epoch) } else { Err(NotTaken::Refused(away(reply.error))) }
     }
@@ -81,11 +85,15 @@ impl Actor {
             match outcome {
                 Ok(Claim::Won(owner)) => match ownership::take_base(store, &self.name, &owner).await {
                     Ok(_) => {
-                        self.event("ownership.claimed", "taken back", json!({"epoch": owner.epoch, "previous": self.owner.epoch}));
+                        self.event(
+                            "ownership.claimed",
+                            "taken back",
+                            json!({"epoch": owner.epoch, "previous": self.owner.epoch}),
+                        );
                         self.own(owner);
                         return Handover::Refused(text);
                     }
-                    Err(ownership::OwnershipError::Deposed { by, .. }) => return Handover::Deposed(by),
+                    Err(ownership::OwnershipError::Deposed { by, .. }) => return Handover::Deposed(*by),
                     Err(error) => tracing::warn!(container = %self.name, error = crate::chain(&error), "taking back"),
                 },
                 Ok(Claim::Lost(owner)) => return Handover::Deposed(owner),

@@ -71,7 +71,9 @@ impl LaunchError {
 /// The container's root: image layers below, its own files above.
 pub async fn mount_root(ctx: &Ctx, place: &Place, app: &AppContent) -> Result<Vec<PathBuf>, LaunchError> {
     let image = |source| LaunchError::Image { reference: app.image.reference.clone(), source };
-    let layers = image::ensure(&app.image, &ctx.store, &ctx.layers_dir(), &image::Limits::default(), &image::silent()).await.map_err(image)?;
+    let layers = image::ensure(&app.image, &ctx.store, &ctx.layers_dir(), &image::Limits::default(), &image::silent())
+        .await
+        .map_err(image)?;
     let (lower, upper, work, merged) = (layers.clone(), place.upper(), place.work(), place.merged());
     blocking(move || image::mount_overlay(&lower, &upper, &work, &merged)).await.map_err(image)?;
     Ok(layers)
@@ -124,11 +126,7 @@ pub fn write_bundle(
 }
 
 /// What the agent is told. A container that replaces its image's user or command has said so in its specification.
-pub fn agent_config(
-    ctx: &Ctx,
-    app: &AppContent,
-    layers: &[PathBuf],
-) -> Result<agent_config::Config, LaunchError> {
+pub fn agent_config(ctx: &Ctx, app: &AppContent, layers: &[PathBuf]) -> Result<agent_config::Config, LaunchError> {
     let spec = &app.spec;
     let image_error = |source| LaunchError::Image { reference: app.image.reference.clone(), source };
     let argv = image::argv(spec, &app.image.config).map_err(image_error)?;
@@ -224,7 +222,7 @@ pub async fn cold_start(
     flatten(asked.await)?;
     let status = super::live::first_answer(&link).await?;
     attach(ctx, &attachment).await?;
-    Live::new(pid, link, attachment, status.incarnation).map_err(LaunchError::io("watch the container"))
+    Live::new(pid, link, status.incarnation).map_err(LaunchError::io("watch the container"))
 }
 
 /// Onto the network: from here on the container is heard.

@@ -1,4 +1,4 @@
-//! A copy of a container that is up on this node: its process, its agent, its place in the network.
+//! A copy of a container that is up on this node: its process and its agent.
 
 use std::{
     io,
@@ -10,7 +10,6 @@ use tokio::{io::unix::AsyncFd, sync::mpsc};
 
 use crate::{
     agentlink::{self, AgentLink},
-    network::Attachment,
     runtime::ExitWatch,
 };
 
@@ -18,7 +17,6 @@ use crate::{
 pub struct Live {
     pub pid: i32,
     pub link: AgentLink,
-    pub attachment: Attachment,
     /// The agent's, drawn when it started: a restored copy has the same one, a copy begun anew has another.
     pub incarnation: Vec<u8>,
     pub events: mpsc::Receiver<Event>,
@@ -27,11 +25,10 @@ pub struct Live {
 
 impl Live {
     /// `link` has answered already. What it brought with that answer is the past: the status said what came of it.
-    pub fn new(pid: i32, link: AgentLink, attachment: Attachment, incarnation: Vec<u8>) -> io::Result<Self> {
+    pub fn new(pid: i32, link: AgentLink, incarnation: Vec<u8>) -> io::Result<Self> {
         let mut events = link.events().ok_or_else(|| io::Error::other("the agent's events are taken already"))?;
         while events.try_recv().is_ok() {}
-        let exit = Exit(AsyncFd::register(ExitWatch::new(pid)?).map_err(io::Error::from)?);
-        Ok(Self { pid, link, attachment, incarnation, events, exit })
+        Ok(Self { pid, link, incarnation, events, exit: Exit::watch(pid)? })
     }
 }
 
@@ -39,6 +36,14 @@ impl Live {
 pub struct Exit(AsyncFd<ExitWatch>);
 
 impl Exit {
+    #[allow(unsafe_code)]
+    fn watch(pid: i32) -> io::Result<Self> {
+        let watch = ExitWatch::new(pid)?;
+        // SAFETY: the watch owns its descriptor, always returns the same one, and closes it only when it is dropped, which
+        // the `AsyncFd` that owns it does after deregistering.
+        Ok(Self(unsafe { AsyncFd::register(watch) }.map_err(io::Error::from)?))
+    }
+
     /// Returns when it has ended; again at once when asked again.
     pub async fn wait(&self) {
         // An error would be the runtime's own end; then nobody waits for containers any more.

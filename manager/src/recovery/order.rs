@@ -28,7 +28,11 @@ pub enum Order {
 /// What comes into an actor's inbox.
 #[derive(Debug)]
 pub enum Command {
-    Order { order: Order, progress: ProgressSender, reply: oneshot::Sender<Result<serde_json::Value, ApiError>> },
+    Order {
+        order: Order,
+        progress: ProgressSender,
+        reply: oneshot::Sender<Result<serde_json::Value, ApiError>>,
+    },
     /// A new generation of its description that needs no new container.
     Update(Box<App>),
     /// A later epoch exists.

@@ -32,7 +32,8 @@ type Reply = oneshot::Sender<Result<Value, ApiError>>;
 impl Actor {
     pub(super) async fn order_checkpoint(&mut self, progress: ProgressSender, reply: Reply) -> ControlFlow<()> {
         if matches!(self.app.spec.state, StateKind::Stateless) {
-            let text = format!("{} is stateless: it has no state to checkpoint (annotation io.ha-manager.state)", self.name);
+            let text =
+                format!("{} is stateless: it has no state to checkpoint (annotation io.ha-manager.state)", self.name);
             let _ = reply.send(Err(ApiError::Refused(text)));
             return ControlFlow::Continue(());
         }
@@ -77,7 +78,11 @@ impl Actor {
         };
         progress.step(format!("restoring {id}"));
         self.view.update(|view| view.phase = Phase::Recovering);
-        self.event("recovery.started", "its operator puts it back", json!({"why": "operator", "epoch": self.owner.epoch}));
+        self.event(
+            "recovery.started",
+            "its operator puts it back",
+            json!({"why": "operator", "epoch": self.owner.epoch}),
+        );
         match self.launch(Source::Snapshot(id)).await {
             Ok(()) => {
                 self.view.update(|view| view.recoveries += 1);
@@ -89,7 +94,9 @@ impl Actor {
             Err(error) => {
                 let text = crate::chain(&error);
                 self.event("recovery.failed", &text, json!({"cause": text}));
-                let _ = reply.send(Err(ApiError::Failed(format!("{id} could not be restored: {text}; recovering as after a failure"))));
+                let _ = reply.send(Err(ApiError::Failed(format!(
+                    "{id} could not be restored: {text}; recovering as after a failure"
+                ))));
                 self.recover(Scope::Container, text).await
             }
         }
@@ -141,7 +148,9 @@ impl Actor {
             Some(peer) if peer.liveness != crate::membership::Liveness::Alive => {
                 Err(ApiError::Refused(format!("node {to} is {}", peer.liveness.as_str())))
             }
-            Some(_) if !matches!(self.state, State::Up(_)) => Err(ApiError::Refused(format!("{} is not running", self.name))),
+            Some(_) if !matches!(self.state, State::Up(_)) => {
+                Err(ApiError::Refused(format!("{} is not running", self.name)))
+            }
             Some(_) => Ok(()),
         }
     }
@@ -158,7 +167,9 @@ impl Actor {
         let cause = loop {
             match self.uploads.report().await {
                 Report::Committed { manifest, .. } if manifest.meta.id == id => return Ok(Some(id)),
-                Report::Failed { id: failed, cause } | Report::Waiting { id: failed, cause } if failed == id => break cause,
+                Report::Failed { id: failed, cause } | Report::Waiting { id: failed, cause } if failed == id => {
+                    break cause;
+                }
                 Report::Deposed(by) => break format!("node {} owns the container now", by.node),
                 earlier => drop(self.uploaded(earlier).await),
             }
@@ -209,7 +220,11 @@ impl Actor {
                     detail["commit_ms"] = json!(took.as_secs_f64() * 1000.0);
                     self.schedule.iter_mut().for_each(|schedule| schedule.committed(took));
                 }
-                self.event("checkpoint.committed", &format!("{id}, frozen for {:.1} ms", manifest.meta.frozen_ms), detail);
+                self.event(
+                    "checkpoint.committed",
+                    &format!("{id}, frozen for {:.1} ms", manifest.meta.frozen_ms),
+                    detail,
+                );
                 self.last_committed = Some(id);
                 self.view.update(|view| {
                     view.last_snapshot = Some(info.clone());
@@ -228,7 +243,11 @@ impl Actor {
                 self.answer(id, Err(ApiError::Failed(cause)));
             }
             Report::Waiting { id, cause } => {
-                self.event("checkpoint.waiting", &format!("{id} waits on this node: {cause}"), json!({"snapshot": id, "cause": cause}));
+                self.event(
+                    "checkpoint.waiting",
+                    &format!("{id} waits on this node: {cause}"),
+                    json!({"snapshot": id, "cause": cause}),
+                );
                 self.view.update(|view| view.checkpoint_problem = Some(cause.clone()));
                 self.answer(id, Err(ApiError::Unavailable(format!("{id} is taken and waits on this node: {cause}"))));
             }
@@ -246,7 +265,8 @@ impl Actor {
 }
 
 fn committed(info: &SnapshotInfo) -> Value {
-    let text = format!("{} committed: {} bytes stored, frozen for {:.1} ms", info.id, info.stored_bytes, info.frozen_ms);
+    let text =
+        format!("{} committed: {} bytes stored, frozen for {:.1} ms", info.id, info.stored_bytes, info.frozen_ms);
     json!({"message": text, "snapshot": info.id, "stored_bytes": info.stored_bytes, "frozen_ms": info.frozen_ms})
 }
 
@@ -261,12 +281,15 @@ pub async fn forget(ctx: &Ctx, name: &ContainerName, generation: u64, held: Opti
         return Err(ApiError::Refused(format!("node {} owns {name} now; remove it there", current.node)));
     }
     // The description goes first: from here on nobody starts it any more.
-    if let apps::PutApp::Conflict(_) = apps::put(store, name, generation, None).await.map_err(|error| unavailable(&error))? {
+    if let apps::PutApp::Conflict(_) =
+        apps::put(store, name, generation, None).await.map_err(|error| unavailable(&error))?
+    {
         return Err(ApiError::Refused(format!("{name} was changed by somebody else at the same time; try again")));
     }
     if let Some(owner) = current.filter(|owner| !owner.released) {
         let claimant = Claimant::new(ctx.config.node.clone());
-        let released = ownership::release(store, name, owner.epoch, &claimant).await.map_err(|error| unavailable(&error))?;
+        let released =
+            ownership::release(store, name, owner.epoch, &claimant).await.map_err(|error| unavailable(&error))?;
         if let Claim::Lost(other) = released {
             return Err(ApiError::Refused(format!("node {} took {name} over at the same time; try again", other.node)));
         }

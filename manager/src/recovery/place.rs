@@ -16,10 +16,7 @@ pub struct Place {
 
 impl Place {
     pub fn new(config: &NodeConfig, name: &ContainerName) -> Self {
-        Self {
-            dir: Self::all(config).join(name.as_str()),
-            scratch: config.scratch.join("images").join(name.as_str()),
-        }
+        Self { dir: Self::all(config).join(name.as_str()), scratch: config.scratch.join("images").join(name.as_str()) }
     }
 
     /// The directory that has one directory per container.
@@ -80,7 +77,9 @@ impl Place {
     /// Makes the files of a new copy: everything of an old one goes first.
     pub fn recreate(&self) -> io::Result<()> {
         self.clear()?;
-        for dir in [self.upper(), self.work(), self.merged(), self.volumes(), self.bundle(), self.channel(), self.queue()] {
+        for dir in
+            [self.upper(), self.work(), self.merged(), self.volumes(), self.bundle(), self.channel(), self.queue()]
+        {
             fs::create_dir_all(dir)?;
         }
         Ok(())
@@ -88,7 +87,15 @@ impl Place {
 
     /// Removes the copy's files but not its log, which outlives restarts, nor its drafts. The root must not be mounted any more.
     pub fn clear(&self) -> io::Result<()> {
-        for dir in [self.upper(), self.work(), self.merged(), self.volumes(), self.bundle(), self.staging(), self.scratch.clone()] {
+        for dir in [
+            self.upper(),
+            self.work(),
+            self.merged(),
+            self.volumes(),
+            self.bundle(),
+            self.staging(),
+            self.scratch.clone(),
+        ] {
             remove_tree(&dir)?;
         }
         Ok(())

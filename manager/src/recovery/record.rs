@@ -57,7 +57,8 @@ impl LocalRecord {
         let record: Self = serde_json::from_str(&text)
             .map_err(|err| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {err}", path.display())))?;
         if record.version != RECORD_VERSION {
-            let text = format!("{} is of version {}, this manager reads {RECORD_VERSION}", path.display(), record.version);
+            let text =
+                format!("{} is of version {}, this manager reads {RECORD_VERSION}", path.display(), record.version);
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         }
         Ok(Some(record))

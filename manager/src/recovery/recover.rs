@@ -117,8 +117,12 @@ impl Actor {
 
     fn announce(&self, attempt: &Attempt) {
         let (step, text) = match attempt {
-            Attempt::Here { from: Source::Snapshot(id), step } => (step_name(*step), format!("from snapshot {id}, here")),
-            Attempt::Here { from: Source::Image, step } => (step_name(*step), "from the image: processes begin anew".into()),
+            Attempt::Here { from: Source::Snapshot(id), step } => {
+                (step_name(*step), format!("from snapshot {id}, here"))
+            }
+            Attempt::Here { from: Source::Image, step } => {
+                (step_name(*step), "from the image: processes begin anew".into())
+            }
             Attempt::Peer { node } => ("failover", format!("on {node}")),
         };
         self.event("recovery.step", &format!("{step}: {text}"), json!({"step": step}));
@@ -153,7 +157,8 @@ impl Actor {
         if matches!(self.app.spec.state, StateKind::Stateless) {
             return Ok(Vec::new());
         }
-        let manifests = snapshot::list_valid(&self.ctx.store, &self.name).await.map_err(|error| crate::chain(&error))?;
+        let manifests =
+            snapshot::list_valid(&self.ctx.store, &self.name).await.map_err(|error| crate::chain(&error))?;
         let known = |manifest: snapshot::Manifest| KnownSnapshot {
             id: manifest.meta.id,
             healthy: manifest.meta.health != SnapshotHealth::Unhealthy,
@@ -231,14 +236,25 @@ impl Actor {
     }
 
     /// An owner has handed the container to this node: one try, and the owner takes it back if that fails.
-    pub(super) async fn handed(&mut self, snapshot: Option<SnapshotId>, reply: oneshot::Sender<Result<(), String>>) -> ControlFlow<()> {
+    pub(super) async fn handed(
+        &mut self,
+        snapshot: Option<SnapshotId>,
+        reply: oneshot::Sender<Result<(), String>>,
+    ) -> ControlFlow<()> {
         let began = Instant::now();
         self.view.update(|view| view.phase = Phase::Recovering);
-        self.event("recovery.started", "handed over by its owner", json!({"why": "handed over", "epoch": self.owner.epoch}));
+        self.event(
+            "recovery.started",
+            "handed over by its owner",
+            json!({"why": "handed over", "epoch": self.owner.epoch}),
+        );
         let from = match snapshot {
             Some(id) => Ok(Source::Snapshot(id)),
             None => self.known_snapshots().await.map(|known| {
-                known.iter().find(|snapshot| snapshot.healthy).map_or(Source::Image, |snapshot| Source::Snapshot(snapshot.id))
+                known
+                    .iter()
+                    .find(|snapshot| snapshot.healthy)
+                    .map_or(Source::Image, |snapshot| Source::Snapshot(snapshot.id))
             }),
         };
         let outcome = match from {
@@ -287,7 +303,10 @@ impl Actor {
         let text = |error: &(dyn std::error::Error + 'static)| crate::chain(error);
         let (ctx, name, identity) = (Arc::clone(&self.ctx), self.name.clone(), self.network_identity());
         let (pid, attachment) = launch::blocking(move || {
-            let state = ctx.runtime.state(&ctx.runtime_id(&name), ctx.config.checkpoint.timeout).map_err(|error| text(&error))?;
+            let state = ctx
+                .runtime
+                .state(&ctx.runtime_id(&name), ctx.config.checkpoint.timeout)
+                .map_err(|error| text(&error))?;
             let state = state.filter(|state| state.status != Status::Stopped).ok_or("its process is gone")?;
             let found = ctx.network.find(&name, &identity).map_err(|error| text(&error))?;
             let attachment = found.ok_or("its network is gone")?;
@@ -305,7 +324,7 @@ impl Actor {
         if !status.main_running && matches!(self.app.spec.state, StateKind::Stateful { .. }) {
             return Err("its main process has ended".into());
         }
-        Live::new(pid, link, attachment, status.incarnation).map_err(|error| error.to_string())
+        Live::new(pid, link, status.incarnation).map_err(|error| error.to_string())
     }
 
     pub(super) fn network_identity(&self) -> crate::network::NetIdentity {

@@ -8,13 +8,9 @@
 //!   any failure: the caller clears away what was made
 //! ```
 
-use std::{
-    fs,
-    sync::Arc,
-    time::Instant,
-};
+use std::{fs, sync::Arc, time::Instant};
 
-use chrono::{DateTime, Utc};
+use chrono::Utc;
 use serde_json::json;
 
 use super::{
@@ -33,11 +29,10 @@ use crate::{
     store::apps::AppContent,
 };
 
-/// What a restore gives: the copy, the snapshot's agent (for the next checkpoints), and when the state was frozen.
+/// What a restore gives: the copy, and the agent it runs (for the manifests of its next snapshots).
 pub(super) struct Restored {
     pub live: Live,
     pub agent_digest: Option<String>,
-    pub frozen_at: DateTime<Utc>,
 }
 
 pub(super) async fn restore(
@@ -57,14 +52,17 @@ pub(super) async fn restore(
     // The image is the one the snapshot was taken on, whatever was applied since.
     let app = &AppContent { spec: app.spec.clone(), image: manifest.meta.image.clone() };
     let asked = launch::probe_address(ctx, identity);
-    let memory = async {
-        snapshot::fetch(&ctx.store, &manifest, &PartName::Memory, &images, &|_| {}).await.map_err(read)?;
-        Ok(())
-    };
+    let memory =
+        async { snapshot::fetch(&ctx.store, &manifest, &PartName::Memory, &images, &|_| {}).await.map_err(read) };
     let files = async {
         fetch_files(ctx, place, app, &manifest).await.map_err(read)?;
         let agent = agent_dir(ctx, &manifest).await?;
-        ctx.events.emit(Some(name), "snapshot.fetched", &format!("{id} is here"), json!({"snapshot": id, "ms": ms(began)}));
+        ctx.events.emit(
+            Some(name),
+            "snapshot.fetched",
+            &format!("{id} is here"),
+            json!({"snapshot": id, "ms": ms(began)}),
+        );
         let layers = launch::mount_root(ctx, place, app).await?;
         Ok((agent, layers))
     };
@@ -93,7 +91,7 @@ pub(super) async fn restore(
     let survivors = asked.map_err(|err| LaunchError::io("ask the peers")(std::io::Error::other(err)))??;
     let restored_ms = ms(began);
     let healthcheck = app.spec.healthcheck.as_ref().map(|check| check.timeout);
-    let status = live::probe(&link, Some(&manifest.meta.agent_incarnation.0), healthcheck).await?;
+    let status = live::probe(&link, &manifest.meta.agent_incarnation.0, healthcheck).await?;
     let survivors = settle(survivors, &attachment).await;
     launch::attach(ctx, &attachment).await?;
     let state_age = Utc::now().signed_duration_since(manifest.meta.frozen_at).num_milliseconds();
@@ -104,8 +102,8 @@ pub(super) async fn restore(
     if let Err(error) = fs::remove_dir_all(&images) {
         tracing::warn!(container = %name, %error, "the images of the restore could not be removed");
     }
-    let live = Live::new(pid, link, attachment, status.incarnation).map_err(LaunchError::io("watch the container"))?;
-    Ok(Restored { live, agent_digest: manifest.meta.agent_digest.clone(), frozen_at: manifest.meta.frozen_at })
+    let live = Live::new(pid, link, status.incarnation).map_err(LaunchError::io("watch the container"))?;
+    Ok(Restored { live, agent_digest: manifest.meta.agent_digest.clone() })
 }
 
 /// The upper layer and the volumes of the snapshot, in place.

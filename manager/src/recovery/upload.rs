@@ -38,11 +38,21 @@ pub(super) struct Job {
 
 /// What the actor hears of it.
 pub(super) enum Report {
-    Committed { manifest: Box<Manifest>, timing: Option<Timing>, pruned: Pruned },
+    Committed {
+        manifest: Box<Manifest>,
+        timing: Option<Timing>,
+        pruned: Pruned,
+    },
     /// There will be no such snapshot.
-    Failed { id: SnapshotId, cause: String },
+    Failed {
+        id: SnapshotId,
+        cause: String,
+    },
     /// The store is away; the draft waits.
-    Waiting { id: SnapshotId, cause: String },
+    Waiting {
+        id: SnapshotId,
+        cause: String,
+    },
     Deposed(Owner),
 }
 
@@ -66,8 +76,17 @@ impl Uploads {
         let (jobs, inbox) = mpsc::unbounded_channel();
         let (outbox, reports) = mpsc::unbounded_channel();
         let pending = watch::Sender::new(0);
-        let worker =
-            Worker { ctx, name, place, outbox, pending: pending.clone(), timings: HashMap::new(), keep, retry: None, said_waiting: false };
+        let worker = Worker {
+            ctx,
+            name,
+            place,
+            outbox,
+            pending: pending.clone(),
+            timings: HashMap::new(),
+            keep,
+            retry: None,
+            said_waiting: false,
+        };
         tokio::spawn(worker.run(inbox, owner.clone()));
         Self { jobs, reports, pending }
     }
@@ -158,7 +177,8 @@ impl Worker {
     async fn pack(&mut self, queue: &Queue, job: Job) {
         let id = job.meta.id;
         self.keep = job.keep;
-        let options = PackOptions { level: Some(self.ctx.config.checkpoint.compression_level), ..PackOptions::default() };
+        let options =
+            PackOptions { level: Some(self.ctx.config.checkpoint.compression_level), ..PackOptions::default() };
         let max = self.ctx.config.checkpoint.queue_max_bytes;
         let (packing, meta, parts) = (queue.clone(), job.meta.clone(), job.parts.clone());
         let packed = blocking(move || {
@@ -203,12 +223,14 @@ impl Worker {
                 }
                 Err(error) => {
                     self.remove(queue, id).await;
-                    match error {
-                        SnapshotError::Ownership { source: OwnershipError::Deposed { by, .. }, .. } => {
-                            self.finished(Report::Deposed(by));
-                        }
-                        error => self.finished(Report::Failed { id, cause: crate::chain(&error) }),
-                    }
+                    let cause = crate::chain(&error);
+                    self.finished(match error {
+                        SnapshotError::Ownership { source, .. } => match *source {
+                            OwnershipError::Deposed { by, .. } => Report::Deposed(*by),
+                            _ => Report::Failed { id, cause },
+                        },
+                        _ => Report::Failed { id, cause },
+                    });
                 }
             }
         }

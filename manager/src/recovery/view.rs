@@ -7,11 +7,7 @@ use std::{
 
 use ha_proto::control::SnapshotInfo;
 
-use crate::{
-    ownership::Owner,
-    snapshot::NetworkIdentity,
-    spec::ContainerSpec,
-};
+use crate::{ownership::Owner, snapshot::NetworkIdentity, spec::ContainerSpec};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
