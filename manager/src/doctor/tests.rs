@@ -59,7 +59,7 @@ fn a_process_with_a_socket_is_dumped_and_restored_and_nothing_stays() {
         .filter(|path| fs::read_to_string(path.join("status")).is_ok_and(|status| status.contains(&ours)))
         .filter(|path| fs::read(path.join("cmdline")).is_ok_and(|line| line.starts_with(b"sleep\x00600")))
         .collect();
-    assert_eq!(left, [PathBuf::new(); 0], "processes were left behind");
+    assert_eq!(left, Vec::<PathBuf>::new(), "processes were left behind");
 }
 
 #[test]
