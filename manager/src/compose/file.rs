@@ -206,11 +206,9 @@ fn resolve_dependencies(services: &mut [Service], declared: &Declared, report: &
 /// Dependencies first, otherwise as in the file. What is left over depends on itself.
 fn ordered(mut services: Vec<Service>, report: &mut Report) -> Vec<ContainerSpec> {
     let mut order: Vec<ContainerSpec> = Vec::new();
-    let all: BTreeSet<_> = services.iter().map(|service| service.spec.name.clone()).collect();
     loop {
         let placed: BTreeSet<_> = order.iter().map(|spec| spec.name.clone()).collect();
-        let ready =
-            |service: &Service| service.spec.depends_on.iter().all(|name| placed.contains(name) || !all.contains(name));
+        let ready = |service: &Service| service.spec.depends_on.iter().all(|name| placed.contains(name));
         let Some(next) = services.iter().position(ready) else { break };
         order.push(services.remove(next).spec);
     }
