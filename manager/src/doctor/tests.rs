@@ -107,6 +107,13 @@ fn links_are_made_outside_this_network_namespace() {
 }
 
 #[test]
+fn an_uplink_has_to_be_there() {
+    assert_eq!(network::uplink(None).verdict, Verdict::NotApplicable);
+    assert_eq!(network::uplink(Some("lo")).verdict, Verdict::Ok);
+    assert_eq!(network::uplink(Some("no-such-link")).verdict, Verdict::Fail);
+}
+
+#[test]
 fn a_tool_that_does_not_end_is_ended() {
     let error = tool::run("sleep", &["600"], std::time::Duration::from_millis(50)).map(|_| ()).unwrap_err();
     assert!(matches!(error, tool::ToolError::Timeout { .. }), "{error}");
