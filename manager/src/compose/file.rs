@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use super::{
     ComposeFile,
     cursor::Cursor,
+    interpolate::Lookup,
     keys,
     mounts::{VOLUME_NAMES, is_volume_name},
     network,
@@ -26,7 +27,7 @@ struct Declared {
 }
 
 /// `None` when there is an error in the report.
-pub(super) fn read(root: &Node, report: &mut Report) -> Option<ComposeFile> {
+pub(super) fn read(root: &Node, lookup: Lookup<'_>, report: &mut Report) -> Option<ComposeFile> {
     let (mut declared, mut services, mut project, mut has_services) = (Declared::default(), Vec::new(), None, false);
     let root = Cursor::root(root);
     for field in root.fields(report) {
@@ -43,7 +44,7 @@ pub(super) fn read(root: &Node, report: &mut Report) -> Option<ComposeFile> {
                         break;
                     }
                     declared.services.push(entry.name().to_owned());
-                    services.extend(service::read(&entry, report));
+                    services.extend(service::read(&entry, lookup, report));
                 }
                 if field.is_map() && declared.services.is_empty() {
                     field.error(report, "is empty; a file has at least one service");
@@ -206,11 +207,9 @@ fn resolve_dependencies(services: &mut [Service], declared: &Declared, report: &
 /// Dependencies first, otherwise as in the file. What is left over depends on itself.
 fn ordered(mut services: Vec<Service>, report: &mut Report) -> Vec<ContainerSpec> {
     let mut order: Vec<ContainerSpec> = Vec::new();
-    let all: BTreeSet<_> = services.iter().map(|service| service.spec.name.clone()).collect();
     loop {
         let placed: BTreeSet<_> = order.iter().map(|spec| spec.name.clone()).collect();
-        let ready =
-            |service: &Service| service.spec.depends_on.iter().all(|name| placed.contains(name) || !all.contains(name));
+        let ready = |service: &Service| service.spec.depends_on.iter().all(|name| placed.contains(name));
         let Some(next) = services.iter().position(ready) else { break };
         order.push(services.remove(next).spec);
     }

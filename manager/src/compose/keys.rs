@@ -41,7 +41,7 @@ pub(super) fn instead_in_service(key: &str) -> Option<&'static str> {
         "deploy" | "scale" | "provider" => {
             "one service is one container; recovery is set by `io.ha-manager.*` annotations"
         }
-        "env_file" => "write the variables into `environment`, which takes ${NAME} from your shell",
+        "env_file" => "write the variables into `environment`; a name without a value takes that of your shell",
         "labels" | "label_file" => "use `annotations`",
         "links" | "external_links" | "extra_hosts" | "dns" | "dns_search" | "dns_opt" => NO_DNS,
         "network_mode" => "every container is on the bridge of node.toml",

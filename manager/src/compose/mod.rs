@@ -49,7 +49,7 @@ pub struct ComposeFile {
 pub fn parse(text: &str, file: &str, lookup: &dyn Fn(&str) -> Option<String>) -> Result<ComposeFile, ComposeErrors> {
     let mut report = report::Report::new(file);
     let read = match tree::read(text, lookup, &mut report) {
-        Ok(Some(root)) => file::read(&root, &mut report),
+        Ok(Some(root)) => file::read(&root, lookup, &mut report),
         Ok(None) => {
             report.error(Pos { line: 1, column: 1 }, "", "is empty; a Compose file has at least `services`");
             None

@@ -5,7 +5,9 @@ use std::{collections::BTreeMap, path::Path};
 use super::{
     annotations::{self, Annotations},
     cursor::Cursor,
-    health, keys,
+    health,
+    interpolate::Lookup,
+    keys,
     mounts::{Mounts, VolumeUse},
     network::{self, Attachment},
     report::{Pos, Report, allowed, quoted},
@@ -34,7 +36,7 @@ pub(super) struct Dependency {
 }
 
 /// `None` when something essential is missing or wrong; what could be read was checked all the same.
-pub(super) fn read(cursor: &Cursor<'_>, report: &mut Report) -> Option<Service> {
+pub(super) fn read(cursor: &Cursor<'_>, lookup: Lookup<'_>, report: &mut Report) -> Option<Service> {
     let at = cursor.key_at();
     let (mut name, mut image, mut entrypoint, mut command, mut hostname) = (None, None, None, None, None);
     let (mut user, mut working_dir, mut healthcheck, mut mac) = (None, None, None, None);
@@ -51,7 +53,7 @@ pub(super) fn read(cursor: &Cursor<'_>, report: &mut Report) -> Option<Service> 
             "container_name" => name = field.parsed::<ContainerName>(report),
             "entrypoint" => entrypoint = argv(field, report),
             "command" => command = argv(field, report),
-            "environment" => environment = variables(field, report),
+            "environment" => environment = variables(field, lookup, report),
             "working_dir" => working_dir = absolute(field, report),
             "user" => user = user_of(field, report),
             "hostname" => hostname = host_name(field, report),
@@ -120,16 +122,20 @@ fn argv(field: &Cursor<'_>, report: &mut Report) -> Option<Vec<String>> {
     shell::split(&line).map_err(|error| field.error(report, error.to_string())).ok()
 }
 
-fn variables(field: &Cursor<'_>, report: &mut Report) -> BTreeMap<String, String> {
+/// A name without a value takes that of the user's shell, and is left out where that has none, as Compose has it.
+fn variables(field: &Cursor<'_>, lookup: Lookup<'_>, report: &mut Report) -> BTreeMap<String, String> {
     let mut variables = BTreeMap::new();
     for pair in field.pairs(report) {
         if pair.name.is_empty() || pair.name.contains(['=', '\0']) {
             report.error(pair.name_at, &pair.path, format!("{} is not a name of a variable", quoted(&pair.name)));
-        } else if let Some(value) = pair.value {
-            variables.insert(pair.name, value);
-        } else {
-            let message = "has no value; to take it from your shell write `${NAME}` for it, for an empty one \"\"";
-            report.error(pair.at, &pair.path, message);
+            continue;
+        }
+        match pair.value.or_else(|| lookup(&pair.name)) {
+            Some(value) => drop(variables.insert(pair.name, value)),
+            None => {
+                let message = "has no value here and none in your shell, so the container does not get it";
+                report.warning(pair.name_at, &pair.path, message);
+            }
         }
     }
     variables

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::Read,
+    io::{self, Read},
     net::Ipv4Addr,
     path::{Path, PathBuf},
 };
@@ -28,14 +28,7 @@ impl NodeConfig {
     /// # Errors
     /// The file cannot be read, or something in it is wrong; then every problem is listed with its line.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let read = |source| ConfigError::Read { path: path.to_owned(), source };
-        let mut bytes = Vec::new();
-        File::open(path).map_err(read)?.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(read)?;
-        if bytes.len() as u64 > MAX_BYTES {
-            return Err(ConfigError::TooLarge { path: path.to_owned(), max: MAX_BYTES });
-        }
-        let text = String::from_utf8(bytes)
-            .map_err(|error| read(std::io::Error::new(std::io::ErrorKind::InvalidData, error.utf8_error())))?;
+        let text = read_text(path)?;
         let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("ha-agent")));
         let agent = beside.filter(|path| path.is_file()).unwrap_or_else(|| INSTALLED_AGENT.into());
         Self::parse(&text, &path.display().to_string(), agent)
@@ -54,6 +47,29 @@ impl NodeConfig {
             _ => Err(ConfigError::Invalid(problems)),
         }
     }
+}
+
+impl ConfigError {
+    /// A value of `path` that was well-formed and turned out wrong when it was used: a store that does not answer, a
+    /// name that is taken. `section` is empty at the top of the file. The message names the key itself.
+    pub fn refused(path: &Path, section: &str, key: &str, message: impl Into<String>) -> Self {
+        // A file that cannot be read any more has no places left to name, and the message still stands.
+        let text = read_text(path).unwrap_or_default();
+        let mut reader = Reader::new(&text);
+        let place = reader.place(section, key);
+        reader.problem(place, format!("`{key}`: {}", message.into()));
+        Self::Invalid(reader.finish(&path.display().to_string()))
+    }
+}
+
+fn read_text(path: &Path) -> Result<String, ConfigError> {
+    let read = |source| ConfigError::Read { path: path.to_owned(), source };
+    let mut bytes = Vec::new();
+    File::open(path).map_err(read)?.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(read)?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(ConfigError::TooLarge { path: path.to_owned(), max: MAX_BYTES });
+    }
+    String::from_utf8(bytes).map_err(|error| read(io::Error::new(io::ErrorKind::InvalidData, error.utf8_error())))
 }
 
 /// `None` only when a required key is missing or wrong, which is then among the reader's problems.
@@ -193,6 +209,11 @@ fn check_directories(r: &mut Reader<'_>, config: &NodeConfig) {
     if config.state_dir.starts_with(&config.run_dir) {
         let place = r.place("", "state_dir");
         r.problem(place, "`state_dir`: lies in `run_dir`, which is emptied by a reboot; choose another directory");
+    }
+    // The layers of an overlay are separated by the one, the options of a mount by the other.
+    if config.state_dir.to_string_lossy().contains([':', ',', '\\']) {
+        let place = r.place("", "state_dir");
+        r.problem(place, "`state_dir`: an overlay cannot be mounted in a directory with `:`, `,` or `\\` in its name");
     }
     if config.control_socket().as_os_str().len() > MAX_SOCKET_PATH {
         let place = r.place("", "run_dir");

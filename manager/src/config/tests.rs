@@ -84,6 +84,7 @@ fn bad_values_are_refused_where_they_stand() {
     refuses("advertise = \"0.0.0.0:7420\"", "3:13", "host:port");
     refuses("state_dir = \"var\"", "3:13", "absolute path");
     refuses("state_dir = \"/run/ha-manager/state\"", "3:13", "emptied by a reboot");
+    refuses("state_dir = \"/var/a:b\"", "3:13", "overlay");
     refuses(&format!("run_dir = \"/{}\"", "x".repeat(95)), "3:11", "too long for the path of a socket");
     refuses("criu = \"./criu\"", "3:8", "absolute path");
 }
@@ -123,6 +124,19 @@ fn broken_syntax_has_a_place_too() {
     assert!(found[0].starts_with("node.toml:1:"), "{found:?}");
     let found = refused(&format!("{MINIMAL}node = \"ha2\"\n"));
     assert!(found.iter().any(|line| line.starts_with("node.toml:3:1: ") && line.contains("duplicate")), "{found:?}");
+}
+
+#[test]
+fn what_shows_only_in_use_is_refused_at_its_place_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("node.toml");
+    fs::write(&path, format!("{MINIMAL}[network]\n uplink = \"eth9\"\n")).unwrap();
+    let shown = |section, key| ConfigError::refused(&path, section, key, "no").to_string();
+    assert!(shown("", "store").ends_with("node.toml:2:9: `store`: no"), "{}", shown("", "store"));
+    assert!(shown("network", "uplink").ends_with("node.toml:4:11: `uplink`: no"));
+    assert!(shown("network", "bridge").ends_with("node.toml:3:2: `bridge`: no"), "a default is at its section");
+    fs::remove_file(&path).unwrap();
+    assert!(shown("", "store").ends_with("node.toml:1:1: `store`: no"));
 }
 
 #[test]

@@ -76,6 +76,7 @@ pub fn run(config: &NodeConfig) -> Vec<Check> {
     checks.extend(kernel::checks());
     checks.extend([disk::overlay(&config.state_dir), disk::scratch(&config.scratch)]);
     checks.extend(network::checks());
+    checks.push(network::uplink(config.network.uplink.as_deref()));
     checks.extend([runtime::runtime(&config.runtime), runtime::cgroups(&config.runtime)]);
     checks.extend([agent::check(&config.agent), process::time()]);
     checks

@@ -1,6 +1,6 @@
 //! The links and filters containers are connected with, made in a network namespace of their own.
 
-use std::{io, thread, time::Duration};
+use std::{io, path::Path, thread, time::Duration};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkDeserializable, NetlinkMessage, NetlinkPayload,
@@ -34,6 +34,19 @@ pub(super) fn checks() -> Vec<Check> {
             let links = Check::fail(LINKS.0, LINKS.1, found, "run ha-manager as root, on a kernel with CONFIG_NET_NS");
             vec![links, Check::not_applicable(FILTER.0, FILTER.1, "needs a network namespace")]
         }
+    }
+}
+
+pub(super) fn uplink(name: Option<&str>) -> Check {
+    const ID: (&str, &str) = ("network.uplink", "uplink");
+    match name {
+        None => Check::not_applicable(
+            ID.0,
+            ID.1,
+            "none configured: the containers of this node have a network of their own",
+        ),
+        Some(name) if Path::new("/sys/class/net").join(name).exists() => Check::ok(ID.0, ID.1, name),
+        Some(name) => Check::fail(ID.0, ID.1, format!("there is no link {name}"), "set `network.uplink` in node.toml"),
     }
 }
 

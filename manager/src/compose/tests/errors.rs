@@ -83,7 +83,7 @@ fn values() {
     refuses("command: echo a; reboot", 14, ".command", "means something to a shell");
     refuses("command: {a: b}", 14, ".command", "found a mapping");
     refuses("command: [sleep, true]", 22, ".command[1]", "put it in quotes");
-    refuses("environment: {A: }", 19, ".environment.A", "has no value");
+    refuses("environment: {\"A=\": 1}", 19, ".environment[\"A=\"]", "not a name");
     refuses("environment: [A=1, A=2]", 24, ".environment[1]", "twice");
     refuses("environment: {A: $5}", 22, ".environment.A", "$$");
     refuses("depends_on: [db]", 18, ".depends_on[0]", "there is no service `db`");

@@ -12,8 +12,9 @@ fn refusal(text: &str) -> String {
 
 #[test]
 fn aliases_that_multiply_are_stopped() {
-    let mut text = String::from("x0: &a0 [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]\n");
-    for level in 1..12 {
+    // Nothing but empty lists: it is their number that counts.
+    let mut text = format!("x0: &a0 [{}]\n", "[], ".repeat(10));
+    for level in 1..6 {
         let previous = format!("*a{}, ", level - 1).repeat(10);
         writeln!(text, "x{level}: &a{level} [{previous}]").unwrap();
     }

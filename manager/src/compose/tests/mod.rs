@@ -195,6 +195,21 @@ fn variables_are_put_in_and_unset_ones_mentioned() {
 }
 
 #[test]
+fn an_environment_without_values_takes_the_shells() {
+    let lookup = |name: &str| (name == "TOKEN").then(|| "$ecret".to_owned());
+    let text =
+        "services:\n  a: {image: /i, environment: [TOKEN, NO]}\n  b: {image: /i, environment: {TOKEN: , E: ''}}\n";
+    let file = parse(text, "app.yaml", &lookup).unwrap();
+    assert_eq!(file.containers[0].environment, [("TOKEN".into(), "$ecret".into())].into());
+    assert_eq!(file.containers[1].environment["TOKEN"], "$ecret");
+    let warnings: Vec<_> = file.warnings.iter().map(Finding::to_string).collect();
+    assert!(
+        warnings.len() == 1 && warnings[0].starts_with("app.yaml:2:39: services.a.environment[1]: has no value"),
+        "{warnings:?}"
+    );
+}
+
+#[test]
 fn what_has_no_effect_is_mentioned() {
     let file = accepted(
         "version: '3.8'\nservices:\n  web: {image: /i, annotations: {io.ha-manager.keep: 1}}\nvolumes: {data: {driver: local}}\n",
