@@ -217,11 +217,8 @@ impl<'a> Plan<'a> {
             }
         }
         for path in implied {
-            let meta = || below.dirs.get(&path).cloned().unwrap_or(PLAIN_DIR);
-            if !self.entries.contains_key(&path) {
-                let kind = PlannedKind::Dir(meta());
-                self.entries.insert(path, Planned { index: u64::MAX, kind });
-            }
+            let kind = PlannedKind::Dir(below.dirs.get(&path).cloned().unwrap_or(PLAIN_DIR));
+            self.entries.entry(path).or_insert(Planned { index: u64::MAX, kind });
         }
         Ok(())
     }

@@ -243,7 +243,8 @@ pub fn prune(layers_dir: &Path, in_use: &HashSet<String>) -> Result<Vec<String>,
         let Some(lock) = try_lock(&paths.lock)? else { continue };
         remove_tree(&paths.new)?;
         remove_file(&paths.get)?;
-        if unused {
+        // Another `prune` may have been here since the list was made.
+        if unused && paths.done.is_dir() {
             // Under a name that no one takes for a whole layer, before the first file of it goes.
             fs::rename(&paths.done, &paths.new).map_err(ImageError::io("rename", &paths.done))?;
             remove_tree(&paths.new)?;

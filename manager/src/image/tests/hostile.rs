@@ -2,6 +2,8 @@
 
 use super::*;
 
+type TestEntry = (Entry, &'static [u8]);
+
 /// What an attacker would like to reach, next to the layers directory.
 fn outside(lab: &Lab) -> PathBuf {
     let outside = lab.path("outside");
@@ -16,15 +18,15 @@ fn untouched(outside: &Path) {
     assert_eq!(fs::metadata(outside.join("secret")).unwrap().nlink(), 1);
 }
 
-fn link(path: &str, target: &Path) -> (Entry, &'static [u8]) {
+fn link(path: &str, target: &Path) -> TestEntry {
     (entry(path, Kind::Symlink(target.as_os_str().as_bytes().to_vec())), b"")
 }
 
-fn hardlink(path: &str, target: &str) -> (Entry, &'static [u8]) {
+fn hardlink(path: &str, target: &str) -> TestEntry {
     (entry(path, Kind::Hardlink(target.as_bytes().to_vec())), b"")
 }
 
-fn with_xattr(mut entry: (Entry, &'static [u8]), name: &str, value: &str) -> (Entry, &'static [u8]) {
+fn with_xattr(mut entry: TestEntry, name: &str, value: &str) -> TestEntry {
     entry.0.meta.xattrs.insert(name.as_bytes().to_vec(), value.as_bytes().to_vec());
     entry
 }
@@ -60,7 +62,7 @@ async fn a_node_refuses_escapes() {
     let through = EntryFault::ThroughNonDirectory("out".to_owned());
     let target = |t: &str| EntryFault::HardlinkTarget(t.to_owned());
     let secret = out.join("secret").to_str().unwrap().to_owned();
-    let cases: Vec<(Vec<(Entry, &[u8])>, EntryFault)> = vec![
+    let cases: Vec<(Vec<TestEntry>, EntryFault)> = vec![
         (vec![file("../../outside/new", "x")], EntryFault::DotDot),
         (vec![dir("a"), file("a/../../../outside/new", "x")], EntryFault::DotDot),
         (vec![file(absolute, "x")], EntryFault::Absolute),
@@ -116,7 +118,7 @@ async fn a_node_refuses_unknown_kinds_by_name() {
 async fn an_import_refuses_escapes() {
     let lab = Lab::new();
     let out = outside(&lab);
-    let cases: Vec<Vec<(Entry, &[u8])>> = vec![
+    let cases: Vec<Vec<TestEntry>> = vec![
         vec![file("../../outside/new", "x")],
         vec![link("out", &out), file("out/new", "x")],
         vec![file("out/new", "x"), link("out", &out), file("out/new", "x")],

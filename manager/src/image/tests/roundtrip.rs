@@ -140,7 +140,7 @@ async fn what_is_no_tree_of_one_file_system_is_refused() {
     mknodat(CWD, root.join("gone"), FileType::CharacterDevice, Mode::empty(), 0).unwrap();
     assert!(lab.import("./root").await.unwrap_err().to_string().contains("0:0"));
     fs::remove_file(root.join("gone")).unwrap();
-    xattr::set(&root.join("proc"), "trusted.overlay.redirect", b"/etc").unwrap();
+    xattr::set(root.join("proc"), "trusted.overlay.redirect", b"/etc").unwrap();
     assert!(lab.import("./root").await.unwrap_err().to_string().contains("trusted.overlay.redirect"));
 }
 
