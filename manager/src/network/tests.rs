@@ -110,7 +110,9 @@ fn a_container_is_built_mute_and_speaks_when_attached() {
 
     network.attach(&attachment).unwrap();
     assert!(is_bridge_port(&attachment.host_link));
-    assert!(reachable(&attachment, ip(3)) && reachable(&attachment, ip(1)) && reachable(&peer, ip(2)));
+    for (from, to) in [(&attachment, ip(3)), (&attachment, ip(1)), (&peer, ip(2))] {
+        assert!(reachable(from, to), "{} does not reach {to}: {}", from.container, run_in(&from.netns, "ip -s neigh"));
+    }
     assert_eq!(network.find(&name("c1"), &identity).unwrap().as_ref(), Some(&attachment));
     network.detach(&attachment).unwrap();
     assert!(!reachable(&peer, ip(2)));
@@ -139,13 +141,15 @@ fn a_question_asked_while_mute_is_answered_soon_after_attaching() {
         Ok(socket)
     })
     .unwrap();
-    thread::sleep(Duration::from_millis(120));
+    thread::sleep(Duration::from_millis(400)); // more questions than will be asked later
     network.attach(&attachment).unwrap();
     let start = Instant::now();
     assert_eq!(socket.recv(&mut [0; 1]).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
     let waited = start.elapsed();
     println!("MEASURED first packet held back by ARP: answered {waited:?} after attaching");
-    assert!(run_in(&attachment.netns, "ip ntable show dev eth0").contains("retrans 200"));
+    eventually("the retry time's return to normal", || {
+        run_in(&attachment.netns, "ip ntable show dev eth0").contains("retrans 200")
+    });
     assert!(waited < Duration::from_millis(500), "{waited:?}: the kernel's default retry is 1 s");
     network.sweep(&[]).unwrap();
 }

@@ -8,18 +8,21 @@ use std::{
 };
 
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::{
+        signal::{Signal, kill},
+        socket::{setsockopt, sockopt},
+    },
     unistd::Pid,
 };
 
 use super::*;
 use crate::network::{
-    Attachment, Network,
+    Attachment, Network, NetworkConfig,
     arp::Arp,
     netlink::Rtnl,
     netns,
     packet::PacketSocket,
-    testing::{Node, attached, eventually, ip, isolated, name, run, run_in},
+    testing::{Node, attached, config, eventually, ip, isolated, name, run, run_in},
 };
 
 /// Echoes each message, except those that begin with `q`.
@@ -127,8 +130,11 @@ fn echo(stream: &mut TcpStream) -> io::Result<()> {
 }
 
 fn fate(report: &SurvivorReport, stream: &TcpStream) -> Fate {
-    let local = stream.local_addr().unwrap();
-    report.connections.iter().find(|connection| connection.peer == local).unwrap().fate
+    fate_of(report, stream.local_addr().unwrap())
+}
+
+fn fate_of(report: &SurvivorReport, peer: SocketAddr) -> Fate {
+    report.connections.iter().find(|connection| connection.peer == peer).unwrap().fate
 }
 
 fn criu_missing(test: &str) -> bool {
@@ -166,6 +172,31 @@ fn connections_within_a_bridge_survive_or_are_reset() {
 }
 
 #[test]
+fn connections_through_a_gateway_survive_or_are_reset() {
+    let test = "connections_through_a_gateway_survive_or_are_reset";
+    if criu_missing(test) {
+        return;
+    }
+    let Some(_node) = isolated(test) else { return };
+    let network = Network::new(NetworkConfig { gateway: Some(ip(254)), ..config(None, None) }).unwrap();
+    network.ensure_bridge().unwrap();
+    let plain = |last| NetIdentity { gateway: None, ..network.identity(ip(last), None) };
+    let router = network.build(&name("router"), &plain(254)).unwrap();
+    network.attach(&router).unwrap();
+    let client = network.build(&name("client"), &plain(3)).unwrap();
+    run(&format!("ip link del {}", client.host_link));
+    let namespaces = (router.netns.display(), client.netns.display());
+    run(&format!("ip link add far0 netns {} type veth peer name eth0 netns {}", namespaces.0, namespaces.1));
+    run_in(&router.netns, "ip addr add 10.78.0.1/24 dev far0");
+    run_in(&router.netns, "ip link set far0 up");
+    run_in(&router.netns, "sysctl -qw net.ipv4.ip_forward=1");
+    run_in(&client.netns, "ip addr add 10.78.0.3/24 dev eth0");
+    run_in(&client.netns, "ip link set eth0 up");
+    run_in(&client.netns, "ip route add default via 10.78.0.1");
+    failover(&network, &client);
+}
+
+#[test]
 fn connections_over_an_uplink_survive_or_are_reset() {
     let test = "connections_over_an_uplink_survive_or_are_reset";
     if criu_missing(test) {
@@ -180,10 +211,12 @@ fn connections_over_an_uplink_survive_or_are_reset() {
 fn failover(network: &Network, client: &Attachment) {
     let server = attached(network, "server", 2);
     let mut lab = lab(&server);
-    let mut streams: Vec<_> = (0..5).map(|_| connect(client)).collect();
+    let mut streams: Vec<_> = (0..6).map(|_| connect(client)).collect();
     for stream in &mut streams {
         echo(stream).unwrap();
     }
+    let gone = streams.pop().unwrap();
+    let gone_address = gone.local_addr().unwrap();
     let [idle, moved, swallowed, waiting, closed] = &mut streams[..] else { unreachable!() };
     lab.dump(&server);
 
@@ -197,6 +230,9 @@ fn failover(network: &Network, client: &Attachment) {
     });
     lab.cut(network, &server);
     waiting.write_all(b"hello").unwrap(); // to nobody: it is sent again and again
+    // The client gives up, and says so to nobody.
+    setsockopt(&gone, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 }).unwrap();
+    drop(gone);
     // Until now the container was elsewhere: the bridge knows its MAC address behind the port of the client.
     netns::enter(&client.netns, || {
         let index = Rtnl::open()?.link("eth0")?.unwrap().header.index;
@@ -216,6 +252,7 @@ fn failover(network: &Network, client: &Attachment) {
         assert_eq!(fate(&report, stream), expected, "{report:?}");
     }
     assert_eq!(fate(&report, swallowed), Fate::Unknown(AHEAD));
+    assert_eq!(fate_of(&report, gone_address), Fate::Reset);
     network.attach(&server).unwrap();
     let attached = Instant::now();
 
@@ -231,7 +268,7 @@ fn failover(network: &Network, client: &Attachment) {
 
     let report = survivors.finish();
     assert_eq!(report.errors, Vec::<String>::new());
-    assert_eq!((report.kept(), report.reset(), report.unknown()), (2, 3, 0), "{report:?}");
+    assert_eq!((report.kept(), report.reset(), report.unknown()), (2, 4, 0), "{report:?}");
     assert_eq!(run_in(&server.netns, "ss -Htn state connected").lines().count(), 2, "only the kept ones are left");
     echo(&mut connect(client)).unwrap();
     drop(lab);
