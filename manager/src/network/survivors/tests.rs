@@ -25,13 +25,16 @@ use crate::network::{
     testing::{Node, attached, config, eventually, ip, isolated, name, run, run_in},
 };
 
+const IPV4: &str = "10.77.0.2";
+
 /// Echoes each message, except those that begin with `q`.
 const SERVER: &str = r"
-import os, selectors, socket
+import os, selectors, socket, sys
 os.closerange(3, 1024) # whatever the test runner was started with
-listener = socket.socket()
+address = sys.argv[1]
+listener = socket.socket(socket.AF_INET6 if ':' in address else socket.AF_INET)
 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-listener.bind(('10.77.0.2', 7000))
+listener.bind((address, 7000))
 listener.listen()
 selector = selectors.DefaultSelector()
 selector.register(listener, selectors.EVENT_READ)
@@ -68,16 +71,16 @@ impl Drop for Lab {
     }
 }
 
-fn lab(server: &Attachment) -> Lab {
+fn lab(server: &Attachment, address: &str) -> Lab {
     let original = Command::new("nsenter")
         .arg(format!("--net={}", server.netns.display()))
-        .args(["setsid", "python3", "-c", SERVER])
+        .args(["setsid", "python3", "-c", SERVER, address])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    eventually("the server's listening", || run_in(&server.netns, "ss -Hltn").contains("10.77.0.2:7000"));
+    eventually("the server's listening", || run_in(&server.netns, "ss -Hltn").contains(":7000 "));
     Lab { images: tempfile::tempdir().unwrap(), original, restored: None }
 }
 
@@ -168,7 +171,10 @@ fn connections_within_a_bridge_survive_or_are_reset() {
     let Some(node) = isolated(test) else { return };
     let network = node.network(None, None);
     let client = attached(&network, "client", 3);
-    failover(&network, &client);
+    failover(&network, &client, IPV4);
+    // As servers listen by default that speak both: IPv4 in an IPv6 socket.
+    let client = attached(&network, "client", 3);
+    failover(&network, &client, "::");
 }
 
 #[test]
@@ -193,7 +199,7 @@ fn connections_through_a_gateway_survive_or_are_reset() {
     run_in(&client.netns, "ip addr add 10.78.0.3/24 dev eth0");
     run_in(&client.netns, "ip link set eth0 up");
     run_in(&client.netns, "ip route add default via 10.78.0.1");
-    failover(&network, &client);
+    failover(&network, &client, IPV4);
 }
 
 #[test]
@@ -204,13 +210,13 @@ fn connections_over_an_uplink_survive_or_are_reset() {
     }
     let Some(node) = isolated(test) else { return };
     let (network, client) = beyond(&node, 3);
-    failover(&network, &client);
+    failover(&network, &client, IPV4);
 }
 
 /// One connection of each sort over a failover.
-fn failover(network: &Network, client: &Attachment) {
+fn failover(network: &Network, client: &Attachment, address: &str) {
     let server = attached(network, "server", 2);
-    let mut lab = lab(&server);
+    let mut lab = lab(&server, address);
     let mut streams: Vec<_> = (0..6).map(|_| connect(client)).collect();
     for stream in &mut streams {
         echo(stream).unwrap();
@@ -285,7 +291,7 @@ fn without_the_job_a_connection_that_moved_on_hangs() {
     let Some(node) = isolated(test) else { return };
     let network = node.network(None, None);
     let (server, client) = (attached(&network, "server", 2), attached(&network, "client", 3));
-    let mut lab = lab(&server);
+    let mut lab = lab(&server, IPV4);
     let mut moved = connect(&client);
     echo(&mut moved).unwrap();
     lab.dump(&server);
@@ -309,7 +315,7 @@ fn a_silent_peer_holds_nothing_up_for_long_and_a_cancelled_job_ends() {
     let Some(node) = isolated(test) else { return };
     let network = node.network(None, None);
     let (server, client) = (attached(&network, "server", 2), attached(&network, "client", 3));
-    let mut lab = lab(&server);
+    let mut lab = lab(&server, IPV4);
     echo(&mut connect(&client)).unwrap();
     let mut stream = connect(&client);
     echo(&mut stream).unwrap();
