@@ -259,6 +259,8 @@ fn failover(network: &Network, client: &Attachment, address: &str) {
     }
     assert_eq!(fate(&report, swallowed), Fate::Unknown(AHEAD));
     assert_eq!(fate_of(&report, gone_address), Fate::Reset);
+    let left = || run_in(&server.netns, "ss -Htn state connected").lines().count();
+    assert_eq!(left(), 3, "the sockets of moved-on peers end before the container is attached");
     network.attach(&server).unwrap();
     let attached = Instant::now();
 
@@ -275,7 +277,7 @@ fn failover(network: &Network, client: &Attachment, address: &str) {
     let report = survivors.finish();
     assert_eq!(report.errors, Vec::<String>::new());
     assert_eq!((report.kept(), report.reset(), report.unknown()), (2, 4, 0), "{report:?}");
-    assert_eq!(run_in(&server.netns, "ss -Htn state connected").lines().count(), 2, "only the kept ones are left");
+    assert_eq!(left(), 2, "only the kept ones are left");
     echo(&mut connect(client)).unwrap();
     drop(lab);
     network.sweep(&[]).unwrap();
