@@ -102,6 +102,8 @@ pub(super) struct Job {
     hops: HashMap<Ipv4Addr, Option<[u8; 6]>>,
     limits: SurvivorLimits,
     start: Instant,
+    /// How many peers are not done.
+    open: usize,
     /// Frames were lost, so that something the restored container sent may not have been seen.
     blind: bool,
 }
@@ -117,7 +119,8 @@ impl Job {
     ) -> Self {
         let by_address = peers.iter().enumerate().map(|(at, (_, peer))| ((peer.local, peer.peer), at)).collect();
         let hops = peers.iter().map(|(_, peer)| (peer.hop, None)).collect();
-        Self { shared, socket, identity, peers, by_address, hops, limits, start, blind: false }
+        let open = peers.len();
+        Self { shared, socket, identity, peers, by_address, hops, limits, start, open, blind: false }
     }
 
     pub(super) fn run(mut self) {
@@ -134,8 +137,15 @@ impl Job {
         let mut probe_at = self.start;
         loop {
             let now = Instant::now();
-            if self.shared.lock().cancelled {
-                return Ok(());
+            {
+                let state = self.shared.lock();
+                if state.cancelled {
+                    return Ok(());
+                }
+                if state.netns.is_none() {
+                    // Begins to count anew: while the container is mute nothing of it can be missed.
+                    self.socket.lost_frames()?;
+                }
             }
             if now >= probe_at {
                 self.ask_all();
@@ -144,7 +154,7 @@ impl Job {
             let until = probe_at.min(now + SLICE);
             while let Some((frame, _)) = self.socket.receive(&mut buffer, until)? {
                 self.frame(frame, Instant::now());
-                if Instant::now() >= until || self.peers.iter().all(|(_, peer)| peer.done) {
+                if Instant::now() >= until || self.open == 0 {
                     break;
                 }
             }
@@ -155,7 +165,7 @@ impl Job {
                 self.peers[at].1.watch.tick(now, patience);
                 self.conclude(at);
             }
-            if over || self.peers.iter().all(|(_, peer)| peer.done) {
+            if over || self.open == 0 {
                 return Ok(());
             }
         }
@@ -231,17 +241,16 @@ impl Job {
         if verdict.is_none() && !first {
             return;
         }
-        if !self.blind && verdict == Some(Verdict::MovedOn) {
-            self.blind = self.socket.lost_frames().unwrap_or(true);
-        }
-        let peer = &self.peers[at].1;
         // One step for who waits in `settle`: a peer that is no longer silent has its fate.
         let mut state = self.shared.lock();
+        if verdict == Some(Verdict::MovedOn) && state.netns.is_some() {
+            self.blind = self.blind || self.socket.lost_frames().unwrap_or(true);
+        }
         let fate = match verdict {
             None => Fate::Unknown(AHEAD),
             Some(Verdict::Idle) => Fate::Kept,
             // Once the container is on the wire, what the peer acknowledges may be what the container has just sent.
-            Some(Verdict::MovedOn) if self.blind && state.netns.is_some() => Fate::Unknown(BUSY),
+            Some(Verdict::MovedOn) if self.blind => Fate::Unknown(BUSY),
             Some(Verdict::MovedOn | Verdict::Gone) => Fate::Reset,
         };
         if state.cancelled {
@@ -272,6 +281,7 @@ impl Job {
         }
         let peer = &mut self.peers[at].1;
         (peer.answered, peer.done) = (true, verdict.is_some());
+        self.open -= usize::from(verdict.is_some());
         self.shared.changed.notify_all();
     }
 }

@@ -309,6 +309,48 @@ fn without_the_job_a_connection_that_moved_on_hangs() {
 }
 
 #[test]
+fn many_connections_are_decided_while_the_restore_runs() {
+    const MANY: usize = 500;
+    let test = "many_connections_are_decided_while_the_restore_runs";
+    if criu_missing(test) {
+        return;
+    }
+    let Some(node) = isolated(test) else { return };
+    let network = node.network(None, None);
+    let (server, client) = (attached(&network, "server", 2), attached(&network, "client", 3));
+    let mut lab = lab(&server, IPV4);
+    let mut streams: Vec<_> = (0..MANY).map(|_| connect(&client)).collect();
+    for stream in &mut streams {
+        echo(stream).unwrap();
+    }
+    lab.dump(&server);
+    for stream in streams.iter_mut().step_by(2) {
+        echo(stream).unwrap();
+    }
+    lab.cut(&network, &server);
+    let server = network.build(&server.container, &server.identity).unwrap();
+    let start = Instant::now();
+    let limits = SurvivorLimits { answer: Duration::from_secs(3), ..SurvivorLimits::default() };
+    let survivors = Survivors::start("ha0", &server.identity, lab.images.path(), limits).unwrap();
+    eventually("the last answer", || survivors.report().unknown() == 0);
+    println!("MEASURED {MANY} peers asked and judged in {:?}", start.elapsed());
+    lab.restore(&server);
+    let before = Instant::now();
+    let report = survivors.settle(&server.netns);
+    println!("MEASURED {} restored sockets ended in {:?}", MANY / 2, before.elapsed());
+    network.attach(&server).unwrap();
+    assert_eq!((report.kept(), report.reset(), report.errors.len()), (MANY / 2, MANY / 2, 0), "{report:?}");
+    for (at, stream) in streams.iter_mut().enumerate() {
+        match at % 2 {
+            0 => assert!(echo(stream).is_err()),
+            _ => echo(stream).unwrap(),
+        }
+    }
+    drop(lab);
+    network.sweep(&[]).unwrap();
+}
+
+#[test]
 fn a_silent_peer_holds_nothing_up_for_long_and_a_cancelled_job_ends() {
     let test = "a_silent_peer_holds_nothing_up_for_long_and_a_cancelled_job_ends";
     if criu_missing(test) {
