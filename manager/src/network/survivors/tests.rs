@@ -22,7 +22,7 @@ use crate::network::{
     netlink::Rtnl,
     netns,
     packet::PacketSocket,
-    testing::{Node, attached, config, eventually, ip, isolated, name, run, run_in},
+    testing::{Node, attached, config, eventually, installed, ip, isolated, name, run, run_in},
 };
 
 const IPV4: &str = "10.77.0.2";
@@ -141,6 +141,10 @@ fn fate_of(report: &SurvivorReport, peer: SocketAddr) -> Fate {
 }
 
 fn criu_missing(test: &str) -> bool {
+    if let Some(tool) = ["python3", "setsid"].into_iter().find(|tool| !installed(tool)) {
+        println!("SKIPPED {test}: {tool} is not installed");
+        return true;
+    }
     let works = Command::new("criu").arg("check").stdout(Stdio::null()).stderr(Stdio::null()).status();
     let missing = !works.is_ok_and(|status| status.success());
     if missing {
