@@ -10,7 +10,7 @@ use super::{
     netlink::Rtnl,
     netns,
     packet::PacketSocket,
-    veth::{ATTACHED, INSIDE, arp_retry},
+    veth::{ATTACHED, INSIDE, SETTLED, arp_retry},
 };
 use crate::spec::Mac;
 
@@ -21,12 +21,13 @@ const REPEATS: [Duration; 4] =
 /// Returns when the first announcements are out; the others follow within about a second. Also ends the container's
 /// hurried asking from before.
 pub(super) fn start(namespace: &Path, ip: Ipv4Addr, mac: Mac) -> io::Result<()> {
-    let socket = netns::enter(namespace, || {
+    let (socket, mut rtnl, index) = netns::enter(namespace, || {
         let mut rtnl = Rtnl::open()?;
         let link = rtnl.link(INSIDE)?.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))?;
-        let socket = PacketSocket::open(link.header.index, 0)?;
-        rtnl.request(arp_retry(link.header.index, &ATTACHED), 0)?;
-        Ok(socket)
+        let index = link.header.index;
+        let socket = PacketSocket::open(index, 0)?;
+        rtnl.request(arp_retry(index, &ATTACHED), 0)?;
+        Ok((socket, rtnl, index))
     })?;
     let (first, sent) = mpsc::sync_channel(1);
     thread::Builder::new().name("ha-announce".into()).spawn(move || {
@@ -38,6 +39,9 @@ pub(super) fn start(namespace: &Path, ip: Ipv4Addr, mac: Mac) -> io::Result<()> 
             if announce(&socket, ip, mac).is_err() {
                 return;
             }
+        }
+        if let Err(error) = rtnl.request(arp_retry(index, &SETTLED), 0) {
+            tracing::debug!(%ip, %error, "the ARP retry time stays short");
         }
     })?;
     sent.recv().unwrap_or_else(|_| Err(io::Error::other("the announcing thread ended early")))

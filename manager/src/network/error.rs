@@ -82,7 +82,7 @@ impl Failures {
 
 impl fmt::Display for Failures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} left {} things undone:", self.doing, self.errors.len())?;
+        write!(f, "{} could not be finished:", self.doing)?;
         for (index, error) in self.errors.iter().enumerate() {
             write!(f, "{} {error}", if index == 0 { "" } else { ";" })?;
             // The list has no single source, so each entry brings its own.

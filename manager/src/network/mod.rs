@@ -168,7 +168,8 @@ impl Network {
         }
     }
 
-    /// The network of a container that this or an earlier manager built, if it is still there.
+    /// The network of a container that this or an earlier manager built, if it is still there. Its gate may be closed: a
+    /// manager that died in a checkpoint left it so, and [`Gate::open`] opens it.
     ///
     /// # Errors
     /// Only when the kernel cannot be asked.
@@ -295,14 +296,19 @@ fn check_identity(identity: &NetIdentity) -> Result<(), NetworkError> {
     if identity.mac.0[0] & 1 == 1 || identity.mac.0 == [0; 6] {
         return refuse("its MAC address is not a unicast one");
     }
-    let mask = u32::MAX << (32 - u32::from(identity.prefix_len));
     match identity.gateway {
         Some(gateway) if gateway == ip => refuse("it is its own gateway"),
-        Some(gateway) if (u32::from(gateway) ^ u32::from(ip)) & mask != 0 => {
+        Some(gateway) if !same_subnet(gateway, ip, identity.prefix_len) => {
             refuse("the gateway is not in the container's subnet")
         }
         _ => Ok(()),
     }
+}
+
+/// Prefix lengths above 32 count as 32.
+fn same_subnet(a: Ipv4Addr, b: Ipv4Addr, prefix_len: u8) -> bool {
+    let mask = u32::MAX.checked_shl(32_u32.saturating_sub(prefix_len.into())).unwrap_or(0);
+    (u32::from(a) ^ u32::from(b)) & mask == 0
 }
 
 fn index_of(rtnl: &mut Rtnl, container: &ContainerName, host_link: &str) -> Result<u32, NetworkError> {

@@ -103,19 +103,29 @@ impl Rtnl {
         let mut query = LinkMessage::default();
         query.attributes.push(LinkAttribute::IfName(name.to_owned()));
         let mut bytes = Vec::new();
-        self.append(&mut bytes, RouteNetlinkMessage::GetLink(query), NLM_F_REQUEST);
+        // With an acknowledgement, so that an answer this library cannot read does not leave us waiting for one.
+        self.append(&mut bytes, RouteNetlinkMessage::GetLink(query), NLM_F_REQUEST | NLM_F_ACK);
         let sequence = self.sequence;
         self.socket.send(&bytes, 0)?;
+        let mut found = None;
         loop {
             for message in self.receive()? {
                 if message.header.sequence_number != sequence {
                     continue;
                 }
                 match message.payload {
-                    NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => return Ok(Some(link)),
+                    NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => found = Some(link),
                     NetlinkPayload::Error(answer) => {
                         let error = answer.to_io();
-                        return if error.raw_os_error() == Some(libc::ENODEV) { Ok(None) } else { Err(error) };
+                        return match (answer.code, found) {
+                            (None, Some(link)) => Ok(Some(link)),
+                            (None, None) => Err(io::Error::new(
+                                io::ErrorKind::InvalidData,
+                                "the kernel's description of the link cannot be read; it is newer than this program",
+                            )),
+                            (Some(_), _) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+                            (Some(_), _) => Err(error),
+                        };
                     }
                     _ => {}
                 }

@@ -68,6 +68,34 @@ impl PacketSocket {
         if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
+    /// Makes room for a burst; as much as the kernel gives.
+    pub(super) fn grow(&self, bytes: usize) {
+        use nix::sys::socket::{setsockopt, sockopt};
+        // The second is for when the first, which needs CAP_NET_ADMIN, is refused.
+        if setsockopt(&self.fd, sockopt::RcvBufForce, &bytes).is_err() {
+            let _ = setsockopt(&self.fd, sockopt::RcvBuf, &bytes);
+        }
+    }
+
+    /// Whether frames were lost for want of room since this was last asked.
+    #[allow(unsafe_code)]
+    pub(super) fn lost_frames(&self) -> io::Result<bool> {
+        // `struct tpacket_stats`: frames seen, frames dropped.
+        let mut counts = [0_u32; 2];
+        let mut length = size_of_val(&counts) as libc::socklen_t;
+        // SAFETY: the pointer and the length describe `counts`; both outlive the call.
+        let got = unsafe {
+            libc::getsockopt(
+                self.fd.as_raw_fd(),
+                libc::SOL_PACKET,
+                libc::PACKET_STATISTICS,
+                counts.as_mut_ptr().cast(),
+                &raw mut length,
+            )
+        };
+        if got < 0 { Err(io::Error::last_os_error()) } else { Ok(counts[1] > 0) }
+    }
+
     /// A whole Ethernet frame, out of the link.
     pub(super) fn send(&self, frame: &[u8]) -> io::Result<()> {
         nix::sys::socket::send(self.fd.as_raw_fd(), frame, nix::sys::socket::MsgFlags::MSG_NOSIGNAL)?;

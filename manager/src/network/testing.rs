@@ -19,11 +19,23 @@ use crate::spec::ContainerName;
 
 pub(super) const PREFIX: u8 = 24;
 
+/// What the tests look at the kernel's side with.
+const TOOLS: [&str; 7] = ["ip", "bridge", "ss", "nsenter", "findmnt", "mount", "sysctl"];
+
+pub(super) fn installed(tool: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|directory| directory.join(tool).exists())
+}
+
 /// Moves the test's thread into a network and a mount namespace of its own. `None`, said aloud, where that is not
 /// possible.
 pub(super) fn isolated(test: &str) -> Option<Node> {
     if !nix::unistd::geteuid().is_root() {
         println!("SKIPPED {test}: it needs root to make namespaces");
+        return None;
+    }
+    if let Some(tool) = TOOLS.iter().find(|tool| !installed(tool)) {
+        println!("SKIPPED {test}: {tool} is not installed");
         return None;
     }
     if let Err(error) = unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS) {

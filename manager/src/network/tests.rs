@@ -1,8 +1,9 @@
 //! The room against the real kernel, in namespaces of its own. What measures prints what it measured.
 
 use std::{
-    io::Write,
+    io::{Read, Write},
     os::unix::fs::MetadataExt,
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -10,7 +11,7 @@ use std::{
 use super::{
     arp::{Arp, ETHERTYPE},
     packet::PacketSocket,
-    testing::{attached, config, connect, eventually, exchange, hears, ip, isolated, name, run, run_in},
+    testing::{Connection, attached, config, connect, eventually, exchange, hears, ip, isolated, name, run, run_in},
     *,
 };
 
@@ -110,7 +111,9 @@ fn a_container_is_built_mute_and_speaks_when_attached() {
 
     network.attach(&attachment).unwrap();
     assert!(is_bridge_port(&attachment.host_link));
-    assert!(reachable(&attachment, ip(3)) && reachable(&attachment, ip(1)) && reachable(&peer, ip(2)));
+    for (from, to) in [(&attachment, ip(3)), (&attachment, ip(1)), (&peer, ip(2))] {
+        assert!(reachable(from, to), "{} does not reach {to}: {}", from.container, run_in(&from.netns, "ip -s neigh"));
+    }
     assert_eq!(network.find(&name("c1"), &identity).unwrap().as_ref(), Some(&attachment));
     network.detach(&attachment).unwrap();
     assert!(!reachable(&peer, ip(2)));
@@ -139,13 +142,15 @@ fn a_question_asked_while_mute_is_answered_soon_after_attaching() {
         Ok(socket)
     })
     .unwrap();
-    thread::sleep(Duration::from_millis(120));
+    thread::sleep(Duration::from_millis(400)); // more questions than will be asked later
     network.attach(&attachment).unwrap();
     let start = Instant::now();
     assert_eq!(socket.recv(&mut [0; 1]).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
     let waited = start.elapsed();
     println!("MEASURED first packet held back by ARP: answered {waited:?} after attaching");
-    assert!(run_in(&attachment.netns, "ip ntable show dev eth0").contains("retrans 200"));
+    eventually("the retry time's return to normal", || {
+        run_in(&attachment.netns, "ip ntable show dev eth0").contains("retrans 200")
+    });
     assert!(waited < Duration::from_millis(500), "{waited:?}: the kernel's default retry is 1 s");
     network.sweep(&[]).unwrap();
 }
@@ -184,6 +189,21 @@ fn every_build_is_fresh_and_quick() {
     println!("MEASURED teardown: median {:?}, worst {:?}", teardown_times[5], teardown_times[9]);
     println!("MEASURED attach: median {:?}, worst {:?}", attach_times[5], attach_times[9]);
     network.teardown(&name("c1")).unwrap();
+}
+
+#[test]
+fn the_first_namespace_of_a_node_prepares_the_directory() {
+    let Some(node) = isolated("the_first_namespace_of_a_node_prepares_the_directory") else { return };
+    nix::mount::umount(netns::DIRECTORY).unwrap();
+    run("mount -t tmpfs tmpfs /run");
+    run("mount --make-private /run");
+    let network = node.network(None, None);
+    network.build(&name("c1"), &network.identity(ip(2), None)).unwrap();
+    network.build(&name("c2"), &network.identity(ip(3), None)).unwrap();
+    // The one on top comes last.
+    assert_eq!(run("findmnt -n -o PROPAGATION /run/netns").lines().last(), Some("shared"));
+    assert_eq!(run("ip netns list").lines().count(), 2, "`ip netns` does not see them");
+    assert_eq!(network.sweep(&[]).unwrap().len(), 4);
 }
 
 #[test]
@@ -300,7 +320,7 @@ fn nothing_passes_a_closed_gate_and_connections_outlive_it() {
     assert!(hears(&mut connection.server, Duration::from_secs(5)), "nothing came in after opening");
     assert!(hears(&mut connection.client, Duration::from_secs(5)), "nothing came out after opening");
     for stream in [&mut connection.client, &mut connection.server] {
-        std::io::Read::read_exact(stream, &mut [0; 5]).unwrap();
+        stream.read_exact(&mut [0; 5]).unwrap();
     }
     exchange(&mut connection.client, &mut connection.server).unwrap();
 
@@ -325,6 +345,83 @@ fn nothing_passes_a_closed_gate_and_connections_outlive_it() {
     assert!(matches!(network.gate(&name("server")), Err(NetworkError::NotBuilt { .. })));
 }
 
+/// The longest pause of a client that asks, waits for the answer and asks again, around `interrupt`. The server holds
+/// the lock for each answer: who has it has frozen the server.
+fn longest_pause(connection: Connection, interrupt: impl FnOnce(&Mutex<()>)) -> Duration {
+    let (frozen, done) = (Mutex::new(()), AtomicBool::new(false));
+    let Connection { mut client, mut server } = connection;
+    thread::scope(|scope| {
+        let (frozen, done) = (&frozen, &done);
+        scope.spawn(move || {
+            let mut byte = [0];
+            while server.read_exact(&mut byte).is_ok() {
+                let _answering = frozen.lock();
+                server.write_all(&byte).unwrap();
+            }
+        });
+        let asking = scope.spawn(move || {
+            let mut worst = Duration::ZERO;
+            while !done.load(Ordering::Relaxed) {
+                let start = Instant::now();
+                client.write_all(b"x").unwrap();
+                client.read_exact(&mut [0]).unwrap();
+                worst = worst.max(start.elapsed());
+            }
+            worst
+        });
+        thread::sleep(Duration::from_millis(50));
+        interrupt(frozen);
+        thread::sleep(Duration::from_millis(500)); // longer than a retransmission takes
+        done.store(true, Ordering::Relaxed);
+        asking.join().unwrap()
+    })
+}
+
+#[test]
+fn a_gate_inside_the_freeze_costs_a_waiting_client_no_retransmission() {
+    let Some(node) = isolated("a_gate_inside_the_freeze_costs_a_waiting_client_no_retransmission") else { return };
+    let network = node.network(None, None);
+    let (server, client) = (attached(&network, "server", 2), attached(&network, "client", 3));
+    let mut gate = network.gate(&name("server")).unwrap();
+    let closed = Duration::from_millis(20);
+    let inside = longest_pause(connect(&client, &server, 7000), |frozen| {
+        let _frozen = frozen.lock().unwrap();
+        thread::sleep(Duration::from_millis(2)); // the question on its way arrives
+        gate.close().unwrap();
+        thread::sleep(closed);
+        gate.open().unwrap();
+    });
+    let outside = longest_pause(connect(&client, &server, 7001), |_| {
+        gate.close().unwrap();
+        thread::sleep(closed);
+        gate.open().unwrap();
+    });
+    println!("MEASURED client's pause, gate closed for 20 ms: inside a freeze {inside:?}, without one {outside:?}");
+    assert!(inside >= closed && inside < Duration::from_millis(150), "{inside:?}");
+    network.sweep(&[]).unwrap();
+}
+
+#[test]
+fn the_node_hears_its_only_container_again_soon_after_the_gate_opens() {
+    let Some(node) = isolated("the_node_hears_its_only_container_again_soon_after_the_gate_opens") else { return };
+    let network = node.network(Some((ip(1), 24)), None);
+    let server = attached(&network, "server", 2);
+    let address = (ip(2), 7000);
+    let listener = netns::enter(&server.netns, || std::net::TcpListener::bind(address)).unwrap();
+    let mut client = std::net::TcpStream::connect(address).unwrap();
+    let (mut server, _) = listener.accept().unwrap();
+    exchange(&mut client, &mut server).unwrap();
+    let mut gate = network.gate(&name("server")).unwrap();
+    gate.close().unwrap();
+    thread::sleep(Duration::from_millis(100));
+    gate.open().unwrap();
+    let opened = Instant::now();
+    exchange(&mut client, &mut server).unwrap();
+    println!("MEASURED the node and its only container exchange {:?} after opening", opened.elapsed());
+    assert!(opened.elapsed() < Duration::from_secs(2));
+    network.sweep(&[]).unwrap();
+}
+
 #[test]
 fn a_probe_finds_who_has_the_address() {
     let Some(node) = isolated("a_probe_finds_who_has_the_address") else { return };
@@ -339,13 +436,9 @@ fn a_probe_finds_who_has_the_address() {
         let found = probe(ip(5), "ha0", PROBE_TIMEOUT, other.identity.mac).unwrap();
         assert_eq!(found.unwrap().kind, ConflictKind::StillRunning);
 
-        eventually("the announcements' end", || {
-            let start = Instant::now();
-            let found = probe(ip(6), "ha0", PROBE_TIMEOUT, ours).unwrap();
-            assert_eq!(found, None);
-            assert!(start.elapsed() >= PROBE_TIMEOUT);
-            true
-        });
+        let start = Instant::now();
+        assert_eq!(probe(ip(6), "ha0", PROBE_TIMEOUT, ours).unwrap(), None);
+        assert!(start.elapsed() >= PROBE_TIMEOUT);
         network.sweep(&[]).unwrap();
     }
     assert!(matches!(probe(ip(5), "none0", PROBE_TIMEOUT, Mac([2; 6])), Err(NetworkError::NoBridge { .. })));
@@ -361,14 +454,14 @@ fn a_probe_finds_another_prober_and_a_flood_does_not_hold_it() {
         PacketSocket::open(index, 0)
     })
     .unwrap();
-    let stop = std::sync::atomic::AtomicBool::new(false);
+    let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         // Broken frames and other people's questions, as many as go.
         scope.spawn(|| {
             let question = Arp::request(ip(5), other.identity.mac, ip(9)).frame();
             let mut broken = question;
             broken[18] = 255;
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+            while !stop.load(Ordering::Relaxed) {
                 let _ = socket.send(&question);
                 let _ = socket.send(&broken);
                 let _ = socket.send(&question[..20]);
@@ -377,7 +470,7 @@ fn a_probe_finds_another_prober_and_a_flood_does_not_hold_it() {
         let start = Instant::now();
         assert_eq!(probe(ip(6), "ha0", PROBE_TIMEOUT, Mac([2; 6])).unwrap(), None);
         let took = start.elapsed();
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        stop.store(true, Ordering::Relaxed);
         assert!(took < PROBE_TIMEOUT * 3, "{took:?}");
     });
     let prober = Mac([2, 9, 9, 9, 9, 9]);

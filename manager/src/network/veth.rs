@@ -33,8 +33,10 @@ pub(super) struct ArpRetry {
 /// kernel's second between questions it would stay mute for up to that long after it was attached. 10 ms is the
 /// shortest the kernel knows.
 const MUTE: ArpRetry = ArpRetry { pause_ms: 10, times: 1000 };
-/// After it: as long as the kernel's default of 3 times in 3 s, a little keener.
-pub(super) const ATTACHED: ArpRetry = ArpRetry { pause_ms: 200, times: 15 };
+/// Just after it. Not fewer times yet: the kernel would give up at once on a question asked more often than that.
+pub(super) const ATTACHED: ArpRetry = ArpRetry { pause_ms: 50, times: 1000 };
+/// From then on: as long as the kernel's default of 3 times in 3 s, a little keener.
+pub(super) const SETTLED: ArpRetry = ArpRetry { pause_ms: 200, times: 15 };
 
 pub(super) struct Plan<'a> {
     pub(super) namespace: &'a Path,

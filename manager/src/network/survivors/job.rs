@@ -16,8 +16,9 @@ use super::{
         kill::kill_tcp,
         netlink::Rtnl,
         packet::{ALL, PacketSocket},
+        same_subnet,
     },
-    AHEAD, Fate, Shared, SurvivorLimits,
+    AHEAD, BUSY, Fate, Shared, SurvivorLimits,
     decide::{Segment, Verdict, Watch},
     describe,
     images::Connection,
@@ -30,6 +31,8 @@ const EAGER: Duration = Duration::from_millis(20);
 const PATIENT: Duration = Duration::from_millis(250);
 /// How soon a cancelled job notices.
 const SLICE: Duration = Duration::from_millis(20);
+/// For the answers of some thousand peers at once, and the traffic of a busy bridge.
+const BUFFER: usize = 8 << 20;
 /// An Ethernet header and the longest IPv4 and TCP headers.
 const CAPTURE: usize = 14 + 60 + 60;
 
@@ -40,6 +43,7 @@ pub(super) fn open(on: &str) -> Result<PacketSocket, NetworkError> {
     let (index, _) = bridge::find(&mut rtnl, on)?;
     let socket = PacketSocket::open(index, ALL).map_err(failed)?;
     socket.see_all().map_err(failed)?;
+    socket.grow(BUFFER);
     Ok(socket)
 }
 
@@ -70,8 +74,7 @@ impl Peer {
             return Err("it does not use the container's address");
         }
         let sequences = connection.sequences.ok_or("it was being closed at the checkpoint")?;
-        let mask = u32::MAX.checked_shl(32 - u32::from(identity.prefix_len)).unwrap_or(0);
-        let near = (u32::from(*peer.ip()) ^ u32::from(identity.ip)) & mask == 0;
+        let near = same_subnet(*peer.ip(), identity.ip, identity.prefix_len);
         let hop = if near { Some(*peer.ip()) } else { identity.gateway };
         Ok(Self {
             local,
@@ -99,6 +102,10 @@ pub(super) struct Job {
     hops: HashMap<Ipv4Addr, Option<[u8; 6]>>,
     limits: SurvivorLimits,
     start: Instant,
+    /// How many peers are not done.
+    open: usize,
+    /// Frames were lost, so that something the restored container sent may not have been seen.
+    blind: bool,
 }
 
 impl Job {
@@ -112,7 +119,8 @@ impl Job {
     ) -> Self {
         let by_address = peers.iter().enumerate().map(|(at, (_, peer))| ((peer.local, peer.peer), at)).collect();
         let hops = peers.iter().map(|(_, peer)| (peer.hop, None)).collect();
-        Self { shared, socket, identity, peers, by_address, hops, limits, start }
+        let open = peers.len();
+        Self { shared, socket, identity, peers, by_address, hops, limits, start, open, blind: false }
     }
 
     pub(super) fn run(mut self) {
@@ -129,8 +137,15 @@ impl Job {
         let mut probe_at = self.start;
         loop {
             let now = Instant::now();
-            if self.shared.lock().cancelled {
-                return Ok(());
+            {
+                let state = self.shared.lock();
+                if state.cancelled {
+                    return Ok(());
+                }
+                if state.netns.is_none() {
+                    // Begins to count anew: while the container is mute nothing of it can be missed.
+                    self.socket.lost_frames()?;
+                }
             }
             if now >= probe_at {
                 self.ask_all();
@@ -139,7 +154,7 @@ impl Job {
             let until = probe_at.min(now + SLICE);
             while let Some((frame, _)) = self.socket.receive(&mut buffer, until)? {
                 self.frame(frame, Instant::now());
-                if Instant::now() >= until || self.peers.iter().all(|(_, peer)| peer.done) {
+                if Instant::now() >= until || self.open == 0 {
                     break;
                 }
             }
@@ -150,7 +165,7 @@ impl Job {
                 self.peers[at].1.watch.tick(now, patience);
                 self.conclude(at);
             }
-            if over || self.peers.iter().all(|(_, peer)| peer.done) {
+            if over || self.open == 0 {
                 return Ok(());
             }
         }
@@ -218,7 +233,7 @@ impl Job {
 
     /// Makes known what has been found out about a peer, and carries out its verdict, once.
     fn conclude(&mut self, at: usize) {
-        let (place, peer) = &self.peers[at];
+        let (place, ref peer) = self.peers[at];
         if peer.done || !peer.watch.answered() {
             return;
         }
@@ -226,17 +241,22 @@ impl Job {
         if verdict.is_none() && !first {
             return;
         }
+        // One step for who waits in `settle`: a peer that is no longer silent has its fate.
+        let mut state = self.shared.lock();
+        if verdict == Some(Verdict::MovedOn) && state.netns.is_some() {
+            self.blind = self.blind || self.socket.lost_frames().unwrap_or(true);
+        }
         let fate = match verdict {
             None => Fate::Unknown(AHEAD),
             Some(Verdict::Idle) => Fate::Kept,
+            // Once the container is on the wire, what the peer acknowledges may be what the container has just sent.
+            Some(Verdict::MovedOn) if self.blind => Fate::Unknown(BUSY),
             Some(Verdict::MovedOn | Verdict::Gone) => Fate::Reset,
         };
-        // One step for who waits in `settle`: a peer that is no longer silent has its fate.
-        let mut state = self.shared.lock();
         if state.cancelled {
             return;
         }
-        if let Some(connection) = state.report.connections.get_mut(*place) {
+        if let Some(connection) = state.report.connections.get_mut(place) {
             connection.fate = fate;
         }
         if first {
@@ -253,6 +273,7 @@ impl Job {
         }
         drop(state);
         if verdict == Some(Verdict::MovedOn)
+            && fate == Fate::Reset
             && let (Some(path), Some((expected, ack))) = (self.path(peer), peer.last)
         {
             // Should it be lost, the peer's next segment finds no socket and is answered with another.
@@ -260,6 +281,7 @@ impl Job {
         }
         let peer = &mut self.peers[at].1;
         (peer.answered, peer.done) = (true, verdict.is_some());
+        self.open -= usize::from(verdict.is_some());
         self.shared.changed.notify_all();
     }
 }

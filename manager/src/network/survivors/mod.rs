@@ -34,6 +34,7 @@ use self::job::{Job, Peer};
 use super::{NetIdentity, NetworkError, kill::kill_tcp};
 
 const SILENT: &str = "the peer has not answered";
+const BUSY: &str = "there was too much traffic to see all of it";
 const AHEAD: &str = "the peer has sent more than the checkpoint knows; it may send it again";
 
 #[derive(Debug, Clone, Copy)]

@@ -8,27 +8,33 @@ use std::{
 };
 
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::{
+        signal::{Signal, kill},
+        socket::{setsockopt, sockopt},
+    },
     unistd::Pid,
 };
 
 use super::*;
 use crate::network::{
-    Attachment, Network,
+    Attachment, Network, NetworkConfig,
     arp::Arp,
     netlink::Rtnl,
     netns,
     packet::PacketSocket,
-    testing::{Node, attached, eventually, ip, isolated, name, run, run_in},
+    testing::{Node, attached, config, eventually, installed, ip, isolated, name, run, run_in},
 };
+
+const IPV4: &str = "10.77.0.2";
 
 /// Echoes each message, except those that begin with `q`.
 const SERVER: &str = r"
-import os, selectors, socket
+import os, selectors, socket, sys
 os.closerange(3, 1024) # whatever the test runner was started with
-listener = socket.socket()
+address = sys.argv[1]
+listener = socket.socket(socket.AF_INET6 if ':' in address else socket.AF_INET)
 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-listener.bind(('10.77.0.2', 7000))
+listener.bind((address, 7000))
 listener.listen()
 selector = selectors.DefaultSelector()
 selector.register(listener, selectors.EVENT_READ)
@@ -65,16 +71,16 @@ impl Drop for Lab {
     }
 }
 
-fn lab(server: &Attachment) -> Lab {
+fn lab(server: &Attachment, address: &str) -> Lab {
     let original = Command::new("nsenter")
         .arg(format!("--net={}", server.netns.display()))
-        .args(["setsid", "python3", "-c", SERVER])
+        .args(["setsid", "python3", "-c", SERVER, address])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    eventually("the server's listening", || run_in(&server.netns, "ss -Hltn").contains("10.77.0.2:7000"));
+    eventually("the server's listening", || run_in(&server.netns, "ss -Hltn").contains(":7000 "));
     Lab { images: tempfile::tempdir().unwrap(), original, restored: None }
 }
 
@@ -127,11 +133,18 @@ fn echo(stream: &mut TcpStream) -> io::Result<()> {
 }
 
 fn fate(report: &SurvivorReport, stream: &TcpStream) -> Fate {
-    let local = stream.local_addr().unwrap();
-    report.connections.iter().find(|connection| connection.peer == local).unwrap().fate
+    fate_of(report, stream.local_addr().unwrap())
+}
+
+fn fate_of(report: &SurvivorReport, peer: SocketAddr) -> Fate {
+    report.connections.iter().find(|connection| connection.peer == peer).unwrap().fate
 }
 
 fn criu_missing(test: &str) -> bool {
+    if let Some(tool) = ["python3", "setsid"].into_iter().find(|tool| !installed(tool)) {
+        println!("SKIPPED {test}: {tool} is not installed");
+        return true;
+    }
     let works = Command::new("criu").arg("check").stdout(Stdio::null()).stderr(Stdio::null()).status();
     let missing = !works.is_ok_and(|status| status.success());
     if missing {
@@ -162,7 +175,35 @@ fn connections_within_a_bridge_survive_or_are_reset() {
     let Some(node) = isolated(test) else { return };
     let network = node.network(None, None);
     let client = attached(&network, "client", 3);
-    failover(&network, &client);
+    failover(&network, &client, IPV4);
+    // As servers listen by default that speak both: IPv4 in an IPv6 socket.
+    let client = attached(&network, "client", 3);
+    failover(&network, &client, "::");
+}
+
+#[test]
+fn connections_through_a_gateway_survive_or_are_reset() {
+    let test = "connections_through_a_gateway_survive_or_are_reset";
+    if criu_missing(test) {
+        return;
+    }
+    let Some(_node) = isolated(test) else { return };
+    let network = Network::new(NetworkConfig { gateway: Some(ip(254)), ..config(None, None) }).unwrap();
+    network.ensure_bridge().unwrap();
+    let plain = |last| NetIdentity { gateway: None, ..network.identity(ip(last), None) };
+    let router = network.build(&name("router"), &plain(254)).unwrap();
+    network.attach(&router).unwrap();
+    let client = network.build(&name("client"), &plain(3)).unwrap();
+    run(&format!("ip link del {}", client.host_link));
+    let namespaces = (router.netns.display(), client.netns.display());
+    run(&format!("ip link add far0 netns {} type veth peer name eth0 netns {}", namespaces.0, namespaces.1));
+    run_in(&router.netns, "ip addr add 10.78.0.1/24 dev far0");
+    run_in(&router.netns, "ip link set far0 up");
+    run_in(&router.netns, "sysctl -qw net.ipv4.ip_forward=1");
+    run_in(&client.netns, "ip addr add 10.78.0.3/24 dev eth0");
+    run_in(&client.netns, "ip link set eth0 up");
+    run_in(&client.netns, "ip route add default via 10.78.0.1");
+    failover(&network, &client, IPV4);
 }
 
 #[test]
@@ -173,17 +214,19 @@ fn connections_over_an_uplink_survive_or_are_reset() {
     }
     let Some(node) = isolated(test) else { return };
     let (network, client) = beyond(&node, 3);
-    failover(&network, &client);
+    failover(&network, &client, IPV4);
 }
 
 /// One connection of each sort over a failover.
-fn failover(network: &Network, client: &Attachment) {
+fn failover(network: &Network, client: &Attachment, address: &str) {
     let server = attached(network, "server", 2);
-    let mut lab = lab(&server);
-    let mut streams: Vec<_> = (0..5).map(|_| connect(client)).collect();
+    let mut lab = lab(&server, address);
+    let mut streams: Vec<_> = (0..6).map(|_| connect(client)).collect();
     for stream in &mut streams {
         echo(stream).unwrap();
     }
+    let gone = streams.pop().unwrap();
+    let gone_address = gone.local_addr().unwrap();
     let [idle, moved, swallowed, waiting, closed] = &mut streams[..] else { unreachable!() };
     lab.dump(&server);
 
@@ -197,6 +240,9 @@ fn failover(network: &Network, client: &Attachment) {
     });
     lab.cut(network, &server);
     waiting.write_all(b"hello").unwrap(); // to nobody: it is sent again and again
+    // The client gives up, and says so to nobody.
+    setsockopt(&gone, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 }).unwrap();
+    drop(gone);
     // Until now the container was elsewhere: the bridge knows its MAC address behind the port of the client.
     netns::enter(&client.netns, || {
         let index = Rtnl::open()?.link("eth0")?.unwrap().header.index;
@@ -216,6 +262,9 @@ fn failover(network: &Network, client: &Attachment) {
         assert_eq!(fate(&report, stream), expected, "{report:?}");
     }
     assert_eq!(fate(&report, swallowed), Fate::Unknown(AHEAD));
+    assert_eq!(fate_of(&report, gone_address), Fate::Reset);
+    let left = || run_in(&server.netns, "ss -Htn state connected").lines().count();
+    assert_eq!(left(), 3, "the sockets of moved-on peers end before the container is attached");
     network.attach(&server).unwrap();
     let attached = Instant::now();
 
@@ -231,8 +280,8 @@ fn failover(network: &Network, client: &Attachment) {
 
     let report = survivors.finish();
     assert_eq!(report.errors, Vec::<String>::new());
-    assert_eq!((report.kept(), report.reset(), report.unknown()), (2, 3, 0), "{report:?}");
-    assert_eq!(run_in(&server.netns, "ss -Htn state connected").lines().count(), 2, "only the kept ones are left");
+    assert_eq!((report.kept(), report.reset(), report.unknown()), (2, 4, 0), "{report:?}");
+    assert_eq!(left(), 2, "only the kept ones are left");
     echo(&mut connect(client)).unwrap();
     drop(lab);
     network.sweep(&[]).unwrap();
@@ -248,7 +297,7 @@ fn without_the_job_a_connection_that_moved_on_hangs() {
     let Some(node) = isolated(test) else { return };
     let network = node.network(None, None);
     let (server, client) = (attached(&network, "server", 2), attached(&network, "client", 3));
-    let mut lab = lab(&server);
+    let mut lab = lab(&server, IPV4);
     let mut moved = connect(&client);
     echo(&mut moved).unwrap();
     lab.dump(&server);
@@ -264,6 +313,48 @@ fn without_the_job_a_connection_that_moved_on_hangs() {
 }
 
 #[test]
+fn many_connections_are_decided_while_the_restore_runs() {
+    const MANY: usize = 500;
+    let test = "many_connections_are_decided_while_the_restore_runs";
+    if criu_missing(test) {
+        return;
+    }
+    let Some(node) = isolated(test) else { return };
+    let network = node.network(None, None);
+    let (server, client) = (attached(&network, "server", 2), attached(&network, "client", 3));
+    let mut lab = lab(&server, IPV4);
+    let mut streams: Vec<_> = (0..MANY).map(|_| connect(&client)).collect();
+    for stream in &mut streams {
+        echo(stream).unwrap();
+    }
+    lab.dump(&server);
+    for stream in streams.iter_mut().step_by(2) {
+        echo(stream).unwrap();
+    }
+    lab.cut(&network, &server);
+    let server = network.build(&server.container, &server.identity).unwrap();
+    let start = Instant::now();
+    let limits = SurvivorLimits { answer: Duration::from_secs(3), ..SurvivorLimits::default() };
+    let survivors = Survivors::start("ha0", &server.identity, lab.images.path(), limits).unwrap();
+    eventually("the last answer", || survivors.report().unknown() == 0);
+    println!("MEASURED {MANY} peers asked and judged in {:?}", start.elapsed());
+    lab.restore(&server);
+    let before = Instant::now();
+    let report = survivors.settle(&server.netns);
+    println!("MEASURED {} restored sockets ended in {:?}", MANY / 2, before.elapsed());
+    network.attach(&server).unwrap();
+    assert_eq!((report.kept(), report.reset(), report.errors.len()), (MANY / 2, MANY / 2, 0), "{report:?}");
+    for (at, stream) in streams.iter_mut().enumerate() {
+        match at % 2 {
+            0 => assert!(echo(stream).is_err()),
+            _ => echo(stream).unwrap(),
+        }
+    }
+    drop(lab);
+    network.sweep(&[]).unwrap();
+}
+
+#[test]
 fn a_silent_peer_holds_nothing_up_for_long_and_a_cancelled_job_ends() {
     let test = "a_silent_peer_holds_nothing_up_for_long_and_a_cancelled_job_ends";
     if criu_missing(test) {
@@ -272,7 +363,7 @@ fn a_silent_peer_holds_nothing_up_for_long_and_a_cancelled_job_ends() {
     let Some(node) = isolated(test) else { return };
     let network = node.network(None, None);
     let (server, client) = (attached(&network, "server", 2), attached(&network, "client", 3));
-    let mut lab = lab(&server);
+    let mut lab = lab(&server, IPV4);
     echo(&mut connect(&client)).unwrap();
     let mut stream = connect(&client);
     echo(&mut stream).unwrap();
