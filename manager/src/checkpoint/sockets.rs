@@ -32,8 +32,7 @@ pub(super) fn get_int(socket: &OwnedFd, level: libc::c_int, name: libc::c_int) -
     let mut length = size_of::<libc::c_int>() as libc::socklen_t;
     // SAFETY: `value` and `length` outlive the call and have the sizes it is told.
     #[allow(unsafe_code)]
-    let rc =
-        unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut value).cast(), &raw mut length) };
+    let rc = unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut value).cast(), &raw mut length) };
     if rc == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
 }
 
@@ -48,9 +47,9 @@ pub(super) fn set_int(socket: &OwnedFd, level: libc::c_int, name: libc::c_int, v
 /// A unix socket of a network namespace.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct UnixSocket {
-    /// Inode of the other end; `None` when it is not connected.
+    /// Inode of the other end, 0 while that has not been accepted; `None` when it is not connected.
     pub peer: Option<u32>,
-    /// Ends of connections not accepted yet.
+    /// Inodes of those that have connected to it and are not accepted yet.
     pub waiting: Vec<u32>,
 }
 

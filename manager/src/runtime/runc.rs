@@ -26,7 +26,9 @@ pub enum RuntimeError {
     Failed { program: PathBuf, verb: &'static str, id: String, message: String },
     #[error("{program:?} gave an answer to `{verb}` that is not understood: {answer:.200}")]
     Answer { program: PathBuf, verb: &'static str, answer: String },
-    #[error("the cgroup of container {id} is not empty: processes {pids:?} are in it; is the container running already?")]
+    #[error(
+        "the cgroup of container {id} is not empty: processes {pids:?} are in it; is the container running already?"
+    )]
     Busy { id: String, pids: Vec<i32> },
     #[error("container {id} ended while it was being started")]
     Ended { id: String },

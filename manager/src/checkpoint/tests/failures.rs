@@ -156,7 +156,10 @@ fn a_criu_that_is_killed_leaves_the_container_running() {
     println!("{}", chain(&error));
     assert!(matches!(&error, DumpError::Swrk { remains, .. } if remains.is_running()), "{error:?}");
     assert_eq!(gate.log, ["close", "open"]);
-    assert_eq!(client.ask("incr"), "2");
+    // The connection that was being dumped may be lost; the state and the listening socket are not.
+    assert_eq!(lab.client().ask("incr"), "2");
+    place.dump(pid);
+    assert_eq!(lab.client().ask("incr"), "3");
 }
 
 #[test]

@@ -86,7 +86,8 @@ fn large_deleted_files_are_dumped() {
 /// A python that does `setup`, says so, and waits; its obstacles.
 fn obstacles_of(setup: &str) -> Option<Vec<Obstacle>> {
     let script = format!("import os,socket,ctypes,time\n{setup}\nprint('ready',flush=True)\ntime.sleep(600)");
-    let mut child: Child = Command::new("python3").args(["-c", &script]).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().ok()?;
+    let mut child: Child =
+        Command::new("python3").args(["-c", &script]).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().ok()?;
     let mut line = String::new();
     BufReader::new(child.stdout.take()?).read_line(&mut line).ok()?;
     let found = (line.trim() == "ready").then(|| preflight(child.id() as i32));
@@ -118,7 +119,9 @@ fn what_cannot_be_dumped_is_named_with_its_descriptor() {
     ];
     for (setup, expected) in cases {
         let Some(found) = obstacles_of(&setup) else {
-            println!("SKIPPED what_cannot_be_dumped_is_named_with_its_descriptor, {expected}: this kernel has none, or no python3");
+            println!(
+                "SKIPPED what_cannot_be_dumped_is_named_with_its_descriptor, {expected}: this kernel has none, or no python3"
+            );
             continue;
         };
         let hit = found.iter().find(|obstacle| obstacle.what.contains(expected));
