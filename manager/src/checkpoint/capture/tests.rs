@@ -69,7 +69,7 @@ fn same(world: &World, path: &str) {
             meta.rdev(),
             meta.mtime(),
             meta.mtime_nsec(),
-            meta.is_file().then(|| meta.len()),
+            meta.is_file().then_some(meta.len()),
         )
     };
     assert_eq!(facts(&from), facts(&to), "{path}");
