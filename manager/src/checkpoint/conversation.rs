@@ -25,7 +25,7 @@ use std::{
 };
 
 use super::{
-    capture::{Capture, CaptureError, CaptureReport},
+    capture::{Capture, CaptureError, CaptureReport, STACK},
     dump::{DumpError, DumpRequest, Gate, GateFailure},
     rpc::kind,
     swrk::{Swrk, SwrkError},
@@ -61,6 +61,7 @@ impl<'g> Conversation<'g> {
         // A thread of its own for both walks, and not joined: should the file system hang, only the thread is lost.
         thread::Builder::new()
             .name("ha-capture".to_owned())
+            .stack_size(STACK)
             .spawn(move || {
                 let (sources, staging, init_pid, stop) = capture_request;
                 let capture = match Capture::begin(&sources, &staging, init_pid, stop) {

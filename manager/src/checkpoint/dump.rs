@@ -133,6 +133,7 @@ impl Dumper {
         let deadline = started + request.timeout;
         // First, so that it is ready by the time it is needed.
         let mut swrk = Swrk::spawn(&self.criu).map_err(|source| self.untouched(source))?;
+        rescue::clear_leftovers(request.init_pid);
         let obstacles = preflight::preflight(request.init_pid);
         if !obstacles.is_empty() {
             return Err(DumpError::Obstacles(obstacles));

@@ -4,6 +4,7 @@ mod capture;
 mod conversation;
 mod cpu;
 mod dump;
+mod evict;
 mod images;
 mod logs;
 mod mounts;

@@ -66,6 +66,8 @@ struct Look {
     links: HashMap<i32, Vec<(i32, String)>>,
     /// Inodes of all their sockets.
     inside: HashSet<u32>,
+    /// Those that wait for a listener inside to accept them: their other ends have no inode yet.
+    waiting: HashSet<u32>,
     unix: HashMap<u32, UnixSocket>,
     /// Numbers of the pseudo-terminals whose masters are inside.
     masters: HashSet<u32>,
@@ -91,14 +93,13 @@ impl Look {
         }
         // Without an answer unix sockets are left to CRIU to judge.
         let unix = if inside.is_empty() { HashMap::new() } else { sockets::unix_sockets(init_pid).unwrap_or_default() };
-        // Connections to a listener inside that it has not accepted yet.
         let waiting = unix.iter().filter(|(inode, _)| inside.contains(inode)).flat_map(|(_, socket)| &socket.waiting);
-        let waiting: Vec<u32> = waiting.copied().collect();
-        inside.extend(waiting);
+        let waiting = waiting.copied().collect();
         Self {
             pid_namespace: proc::namespace_inode(init_pid, "pid"),
             links,
             inside,
+            waiting,
             unix,
             masters,
             may_raise_limits: may_raise_limits(),
@@ -176,7 +177,11 @@ impl Look {
 
     fn socket(&mut self, pid: i32, fd: i32, inode: u32, watch: Option<&ExitWatch>) {
         if let Some(socket) = self.unix.get(&inode) {
-            if socket.peer.is_some_and(|peer| peer != 0 && !self.inside.contains(&peer)) {
+            let is_inside = |peer: u32| match peer {
+                0 => self.waiting.contains(&inode),
+                peer => self.inside.contains(&peer),
+            };
+            if socket.peer.is_some_and(|peer| !is_inside(peer)) {
                 let what = "it is a unix socket connected to a process outside the container".to_owned();
                 let remedy = "connect per message, or let the container be the side that listens";
                 self.found(pid, Some(fd), what, remedy);

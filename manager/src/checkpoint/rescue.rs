@@ -1,8 +1,10 @@
 //! Ending a CRIU that does not end by itself, and mending what it leaves.
 //!
 //! Hung up on, CRIU gives up at its next question and cleans up after itself. One that is stuck has to be killed. The
-//! kernel then lets go of the processes it traced, and the code it had put into them sees its socket close and takes
-//! itself out; but TCP sockets stay in repair mode, in which they send nothing, and a process may stay stopped.
+//! kernel then lets go of the processes it traced, and the code it had put into them sees its socket close and returns to
+//! where the program was; its pages stay mapped. TCP sockets however stay in repair mode, in which reading fails, and
+//! a process may stay stopped. All three are mended; but if CRIU was killed by somebody else while it dumped sockets, programs
+//! may have seen the failure first and closed those connections.
 
 use std::{
     collections::HashSet,
@@ -12,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{proc, sockets, swrk::Swrk};
+use super::{evict, proc, sockets, swrk::Swrk};
 
 /// How long CRIU is given to clean up by itself; the container stays frozen for it.
 const GRACE: Duration = Duration::from_secs(1);
@@ -28,6 +30,8 @@ pub struct Remains {
     pub mended_sockets: usize,
     /// Processes that do not run: stopped, or still traced. The container needs to be restored from a snapshot.
     pub not_running: Vec<i32>,
+    /// Processes that still hold CRIU's pages, and why. They run, but the next dump will fail.
+    pub not_evicted: Vec<(i32, String)>,
     /// The init process is gone.
     pub dead: bool,
 }
@@ -55,6 +59,9 @@ impl fmt::Display for Remains {
         if self.killed {
             write!(f, " (CRIU had to be killed; {} TCP sockets were mended)", self.mended_sockets)?;
         }
+        if let Some((pid, why)) = self.not_evicted.first() {
+            write!(f, ", but cannot be dumped again until it is restarted: process {pid} holds CRIU's pages ({why})")?;
+        }
         Ok(())
     }
 }
@@ -68,13 +75,18 @@ pub(super) fn stopped(init_pid: i32) -> HashSet<i32> {
 pub(super) fn end_criu(swrk: &mut Swrk, init_pid: i32, stopped_before: &HashSet<i32>) -> Remains {
     swrk.hang_up();
     let mut remains = Remains::default();
+    let mend = || proc::descendants(init_pid).iter().map(|pid| mend_sockets(*pid)).sum::<usize>();
     if !swrk.wait_end(Instant::now() + GRACE) {
+        // Stopped, it goes on holding the processes: they must not run before their sockets are mended, since reading
+        // from a socket in repair mode fails and makes programs close it.
+        swrk.stop();
+        remains.mended_sockets = mend();
         swrk.kill();
         remains.killed = true;
     }
-    // Also when it ended by itself: it may have died half-way.
+    // It may have died half-way by itself.
+    remains.mended_sockets += mend();
     let processes = proc::descendants(init_pid);
-    remains.mended_sockets = processes.iter().map(|pid| mend_sockets(*pid)).sum();
     let deadline = Instant::now() + SETTLE;
     loop {
         remains.dead = matches!(proc::state(init_pid), None | Some('Z' | 'X'));
@@ -83,13 +95,31 @@ pub(super) fn end_criu(swrk: &mut Swrk, init_pid: i32, stopped_before: &HashSet<
         };
         remains.not_running = processes.iter().filter(still).copied().collect();
         if remains.not_running.is_empty() || Instant::now() >= deadline {
-            return remains;
+            break;
         }
         for pid in &remains.not_running {
             // It may be gone, which is no worse.
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), nix::sys::signal::Signal::SIGCONT);
         }
         thread::sleep(Duration::from_millis(10));
+    }
+    for pid in processes.into_iter().filter(|pid| !remains.not_running.contains(pid)) {
+        match evict::evict(pid) {
+            Ok(_) => {}
+            // It has ended.
+            Err(error) if proc::state(pid).is_none() => drop(error),
+            Err(error) => remains.not_evicted.push((pid, error.to_string())),
+        }
+    }
+    remains
+}
+
+/// Before a dump: what an earlier CRIU left that was killed when nobody was there to mend it.
+pub(super) fn clear_leftovers(init_pid: i32) {
+    for pid in proc::descendants(init_pid) {
+        if let Err(error) = evict::evict(pid) {
+            tracing::warn!(pid, %error, "an earlier CRIU's pages could not be removed from a process");
+        }
     }
 }
 

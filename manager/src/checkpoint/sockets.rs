@@ -47,9 +47,9 @@ pub(super) fn set_int(socket: &OwnedFd, level: libc::c_int, name: libc::c_int, v
 /// A unix socket of a network namespace.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct UnixSocket {
-    /// Inode of the other end; `None` when it is not connected.
+    /// Inode of the other end, 0 while that has not been accepted; `None` when it is not connected.
     pub peer: Option<u32>,
-    /// Ends of connections not accepted yet.
+    /// Inodes of those that have connected to it and are not accepted yet.
     pub waiting: Vec<u32>,
 }
 

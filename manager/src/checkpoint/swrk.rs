@@ -178,6 +178,12 @@ impl Swrk {
         }
     }
 
+    /// Stops CRIU and its helpers, with whatever they hold.
+    pub(super) fn stop(&self) {
+        // It may end just now, and then holds nothing.
+        let _ = nix::sys::signal::killpg(nix::unistd::Pid::from_raw(self.pid()), nix::sys::signal::Signal::SIGSTOP);
+    }
+
     /// Kills CRIU and the helpers it forked (they share its process group), and reaps it.
     pub(super) fn kill(&mut self) {
         let group = nix::unistd::Pid::from_raw(self.pid());

@@ -20,6 +20,8 @@
 
 mod copy;
 mod hot;
+#[cfg(test)]
+mod tests;
 mod tree;
 
 use std::{
@@ -34,6 +36,9 @@ use tree::{Node, Walk};
 
 /// How far file time stamps may lag behind the clock: they come from a tick (up to 10 ms at 100 Hz).
 const STAMP_LAG_NS: i128 = 20_000_000;
+
+/// Bytes of stack a walk may need: it goes as deep as the directories do.
+pub const STACK: usize = 16 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {

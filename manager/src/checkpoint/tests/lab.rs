@@ -236,6 +236,13 @@ impl Place<'_> {
         pid
     }
 
+    /// After somebody else has started it.
+    pub fn adopt(&mut self) -> i32 {
+        self.up = true;
+        self.connect_link();
+        self.lab.runc.state(&self.id, LONG).unwrap().map_or(0, |state| state.pid)
+    }
+
     /// Takes the container off the network and away, as a node's end does.
     pub fn destroy(mut self) {
         self.clean();

@@ -1,6 +1,12 @@
 //! A container's state across dumps and restores.
 
-use super::lab::{Lab, alone, skipped};
+use std::{fs, path::Path, process::Stdio};
+
+use super::lab::{LONG, Lab, alone, run, skipped};
+use crate::{
+    checkpoint::{CPUINFO, CpuError, check_cpu},
+    runtime::{Bind, Runtime, Tmpfs},
+};
 
 #[test]
 fn a_dump_leaves_the_container_running_and_a_restore_brings_its_state_back() {
@@ -55,10 +61,91 @@ fn three_generations_keep_memory_files_and_mappings_in_step() {
         let (mismatches, later) = client.agree();
         assert_eq!(mismatches, 0, "memory, file and mapping agreed in each of {later} rounds");
         assert!(later >= rounds, "{later} rounds after the restore, {rounds} before the dump");
-        let deadline = std::time::Instant::now() + super::lab::LONG;
+        let deadline = std::time::Instant::now() + LONG;
         while client.agree().1 == later {
             assert!(std::time::Instant::now() < deadline, "the writer goes on");
         }
         assert_eq!(client.agree().0, 0);
     }
+}
+
+#[test]
+fn plain_runc_restores_the_images_with_mounts_of_the_users() {
+    if skipped("plain_runc_restores_the_images_with_mounts_of_the_users") {
+        return;
+    }
+    let _alone = alone();
+    let lab = Lab::new();
+    let shared = lab.dir.path().join("shared");
+    fs::create_dir(&shared).unwrap();
+    fs::write(shared.join("config"), "shared").unwrap();
+    let cgroup = format!("/{}", lab.name);
+    let mounts = |spec: &mut crate::runtime::BundleSpec| {
+        // Without our configuration CRIU wants the cgroup to have the name it had, as it has on every node.
+        spec.cgroups_path = cgroup.clone();
+        spec.agent_bin_dir = Some(shared.clone());
+        spec.binds.push(Bind { source: shared.clone(), target: "/opt/shared".into(), read_only: true });
+        spec.binds.push(Bind { source: shared.join("config"), target: "/etc/one-file".into(), read_only: true });
+        spec.tmpfs.push(Tmpfs { target: "/cache".into(), size_bytes: Some(1 << 20), read_only: false });
+    };
+    let mut here = lab.place_with(mounts);
+    let pid = here.start();
+    let mut client = lab.client();
+    client.ask("incr");
+    client.ask("threads 5");
+    client.ask("fork 3");
+    fs::write(format!("/proc/{pid}/root/cache/kept"), "in memory").unwrap();
+    let (images, _) = here.dump(pid);
+    here.destroy();
+
+    let mut there = lab.place_with(mounts);
+    for sub in ["upper", "data"] {
+        fs::remove_dir(there.dir.join(sub)).unwrap();
+        run("cp", &["-a", &format!("{}/{sub}", images.staging.display()), &there.dir.display().to_string()]);
+    }
+    there.mount();
+    // Nothing of ours but the bundle and the images: no configuration for CRIU either.
+    let config = there.spec.dir.join("config.json");
+    let mut text: serde_json::Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+    text["annotations"].as_object_mut().unwrap().remove("org.criu.config");
+    fs::write(&config, text.to_string()).unwrap();
+    let path = |path: &Path| path.display().to_string();
+    let status = std::process::Command::new("runc")
+        .args(["--root", &path(lab.runc.root()), "restore", "--detach", "--tcp-established", "--file-locks"])
+        .args(["--bundle", &path(&there.spec.dir), "--image-path", &path(&images.images)])
+        .args(["--work-path", &path(&there.dir), &there.id])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .unwrap();
+    let log = crate::checkpoint::logs::decisive_lines(&there.dir.join("restore.log"));
+    let restored = there.adopt();
+    assert!(status.success(), "{log:?}");
+    assert_eq!(lab.client().ask("get"), "1");
+    assert_eq!(fs::read_to_string(format!("/proc/{restored}/root/cache/kept")).unwrap(), "in memory");
+    assert_eq!(fs::read_to_string(format!("/proc/{restored}/root/etc/one-file")).unwrap(), "shared");
+    // And what plain runc restored can be dumped again.
+    there.dump(restored);
+    assert_eq!(lab.runc.state(&there.id, LONG).unwrap().unwrap().pid, restored);
+}
+
+#[test]
+fn the_images_say_on_which_cpu_they_were_made() {
+    if skipped("the_images_say_on_which_cpu_they_were_made") {
+        return;
+    }
+    let _alone = alone();
+    let lab = Lab::new();
+    let mut place = lab.place();
+    let pid = place.start();
+    lab.client();
+    let (images, _) = place.dump(pid);
+    let cpuinfo = fs::read(images.images.join(CPUINFO)).unwrap();
+    check_cpu(Path::new("criu"), &cpuinfo, LONG).unwrap();
+    // A CPU with every feature there is: its capability words are the longest run of bytes in the message.
+    let mut other = cpuinfo.clone();
+    let middle = other.len() / 2;
+    other[16..middle].fill(0xff);
+    assert!(matches!(check_cpu(Path::new("criu"), &other, LONG), Err(CpuError::Incompatible { .. })));
 }

@@ -1,4 +1,5 @@
 mod failures;
+mod figures;
 mod lab;
 mod life;
 mod obstacles;
