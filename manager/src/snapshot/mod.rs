@@ -16,6 +16,8 @@
 mod chunk;
 mod error;
 mod fetch;
+#[cfg(test)]
+mod hostile;
 mod manifest;
 mod pack;
 mod queue;

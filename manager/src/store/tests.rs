@@ -128,6 +128,37 @@ async fn s3(test: &str) -> Option<(Server, String)> {
     Some((server, format!("http://127.0.0.1:{port}")))
 }
 
+/// An S3 service that ignores `If-None-Match`, as some do: a proxy that gives the header another name.
+async fn unconditional(upstream: String) -> std::net::SocketAddr {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpListener, TcpStream},
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let Ok(server) = TcpStream::connect(&upstream).await else { continue };
+            let (mut from_client, mut to_client) = client.into_split();
+            let (mut from_server, mut to_server) = server.into_split();
+            tokio::spawn(async move { tokio::io::copy(&mut from_server, &mut to_client).await });
+            tokio::spawn(async move {
+                let mut buffer = vec![0; 64 << 10];
+                while let Ok(read @ 1..) = from_client.read(&mut buffer).await {
+                    let name = b"if-none-match";
+                    if let Some(at) = buffer[..read].windows(name.len()).position(|w| w.eq_ignore_ascii_case(name)) {
+                        buffer[at..at + name.len()].copy_from_slice(b"x-lost-header");
+                    }
+                    if to_server.write_all(&buffer[..read]).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
 /// The one test that sets `AWS_*`: the environment is the process's.
 #[tokio::test(flavor = "multi_thread")]
 #[allow(unsafe_code)]
@@ -160,6 +191,15 @@ async fn s3_keeps_the_contract() {
     assert!(store.init_or_join("test").await.unwrap().created);
     assert!(!store.init_or_join("test").await.unwrap().created);
     contract(&store).await;
+    // The same service behind a proxy that loses the condition: the probe has to see it.
+    let lossy = unconditional(endpoint.trim_start_matches("http://").to_owned()).await;
+    // SAFETY: as above.
+    unsafe { std::env::set_var("AWS_ENDPOINT", format!("http://{lossy}")) };
+    let careless = Store::open("s3://bucket/some/prefix").await.unwrap();
+    careless.init_or_join("test").await.unwrap();
+    let error = careless.probe_create_only().await.unwrap_err();
+    assert!(matches!(error, StoreError::NotCreateOnly { .. }), "{}", text(&error));
+    assert!(store.list("probe/").await.unwrap().is_empty(), "the probe left objects behind");
     // A service that is stopped answers nothing: the deadline holds.
     let pid = nix::unistd::Pid::from_raw(server.0.id() as i32);
     nix::sys::signal::kill(pid, nix::sys::signal::SIGSTOP).unwrap();
@@ -269,6 +309,13 @@ impl Fifo {
     fn release(&self) {
         let writer = fs::OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(&self.0);
         drop(writer);
+    }
+}
+
+/// A failed test must not leave threads behind that its runtime waits for.
+impl Drop for Fifo {
+    fn drop(&mut self) {
+        self.release();
     }
 }
 
