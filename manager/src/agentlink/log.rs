@@ -101,7 +101,7 @@ impl LogReader {
     }
 }
 
-fn read_some(mut file: &File) -> io::Result<Vec<u8>> {
+fn read_some(file: &File) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(CHUNK).read_to_end(&mut bytes)?;
     Ok(bytes)
