@@ -13,6 +13,7 @@ use std::{
 use ha_proto::agent::{Config, User};
 use nix::{
     errno::Errno,
+    sys::signal::SigSet,
     unistd::{Gid, Pid, Uid, getgid, getuid, setgroups, setresgid, setresuid, setsid},
 };
 
@@ -59,6 +60,8 @@ fn become_user(command: &mut Command, user: User) {
     let change = uid != getuid() || gid != getgid() || !groups.is_empty();
     let in_child = move || {
         setsid()?;
+        // The agent's mask is for its signalfd; std hands it down.
+        SigSet::empty().thread_set_mask()?;
         if change {
             setgroups(&groups)?;
             setresgid(gid, gid, gid)?;

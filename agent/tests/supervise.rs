@@ -149,6 +149,20 @@ fn who_does_not_heed_the_stop_is_killed_with_its_group() {
 }
 
 #[test]
+fn a_process_begins_with_no_signal_blocked_and_ends_by_its_stop_signal() {
+    let mut config = shell("", Stateless, No);
+    config.argv = ["grep", "SigBlk", "/proc/self/status"].map(str::to_owned).to_vec();
+    let mut agent = Agent::start(&config);
+    assert_eq!(agent.exit_code(), Some(0));
+    assert_eq!(agent.channel.log(), ["stdout F SigBlk:\t0000000000000000"]);
+
+    config.argv = ["sleep", "1000"].map(str::to_owned).to_vec();
+    let mut agent = Agent::start(&config);
+    agent.channel.stop(60_000);
+    assert_eq!(agent.exit_code(), Some(143));
+}
+
+#[test]
 fn orphans_are_reaped() {
     let script = "for i in 1 2 3 4 5 6 7 8 9; do (sleep 0.01 & sleep 0.01 &) ; done; echo ready; exec sleep 1000";
     let Some(agent) = Agent::start_as_init("orphans_are_reaped", &shell(script, Stateless, No)) else { return };

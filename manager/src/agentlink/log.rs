@@ -146,10 +146,9 @@ impl LogShipper {
         let old = self.dir.file(OLD)?;
         let mut files = Vec::new();
         for file in [old, log].into_iter().flatten() {
-            if let Some(identity) = identity(&file).map_err(self.dir.error("read", LOG))? {
-                if files.last().is_none_or(|(_, before)| *before != identity) {
-                    files.push((file, identity));
-                }
+            let identity = identity(&file).map_err(self.dir.error("read", LOG))?;
+            if let Some(identity) = identity.filter(|new| files.last().is_none_or(|(_, before)| before != new)) {
+                files.push((file, identity));
             }
         }
         let known = files.iter().position(|(_, identity)| cursor.file.as_ref() == Some(identity));
