@@ -6,7 +6,7 @@ use anyhow::{Context, ensure};
 
 use super::Figure;
 use crate::{
-    clients::counter::Poller,
+    clients::counter::{Poller, connect_patiently},
     cluster::Cluster,
     demo::{ADDRESS, Workload},
     images,
@@ -21,13 +21,11 @@ const REST: Duration = Duration::from_millis(300);
 
 /// Runs `checkpoint` again and again beside a polling client; the longest gap of each, in milliseconds.
 fn pauses(lab: &Lab, samples: usize, mut checkpoint: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<Vec<f64>> {
-    let (poller, run) = Poller::new(format!("{ADDRESS}:7000").parse()?, EVERY, Duration::from_secs(5));
+    let address = format!("{ADDRESS}:7000").parse()?;
+    let up = lab.on_client(move || connect_patiently(address, Duration::from_secs(30)).map(drop))?;
+    up.join().unwrap_or_else(|_| anyhow::bail!("the client panicked"))?;
+    let (poller, run) = Poller::new(address, EVERY, Duration::from_secs(5));
     let polling = lab.on_client(run)?;
-    let start = Instant::now();
-    while poller.last().is_none_or(|answer| answer.state.value < 100) {
-        ensure!(start.elapsed() < Duration::from_secs(30), "the counter does not answer");
-        std::thread::sleep(Duration::from_millis(5));
-    }
     let mut gaps = Vec::new();
     // One more, not counted: the first finds caches cold.
     for sample in 0..=samples {
