@@ -11,7 +11,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
     prost_build::Config::new().compile_fds(protox::compile(MESSAGES, [&root])?)?;
     if env::var_os("CARGO_FEATURE_GRPC").is_some() {
-        tonic_prost_build::configure().compile_fds(protox::compile(SERVICES, [&root])?)?;
+        tonic_prost_build::configure()
+            // What `--json` prints is these messages, field for field.
+            .type_attribute(".ha.control.v1", "#[derive(serde::Serialize)]")
+            .compile_fds(protox::compile(SERVICES, [&root])?)?;
     }
     Ok(())
 }

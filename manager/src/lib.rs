@@ -3,6 +3,7 @@
 pub mod agentlink;
 pub mod api;
 pub mod checkpoint;
+pub mod cli;
 pub mod compose;
 pub mod config;
 pub mod doctor;
@@ -17,3 +18,18 @@ pub mod runtime;
 pub mod snapshot;
 pub mod spec;
 pub mod store;
+
+/// An error and its causes in one line: `cannot X: because Y: because Z`.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}

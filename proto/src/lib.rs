@@ -2,8 +2,14 @@
 //!
 //! The schemas in `proto/ha/` are the documentation; package names carry the version.
 
+mod agent_config;
+
 /// Agent ↔ manager: messages over unix sockets (`ha.agent.v1`).
 pub mod agent {
+    pub use crate::agent_config::{
+        Config, ConfigError, HealthcheckConfig, MAX_CONFIG, RestartConfig, RestartRule, State, User,
+    };
+
     include!(concat!(env!("OUT_DIR"), "/ha.agent.v1.rs"));
 
     /// The largest message either side accepts, in bytes.

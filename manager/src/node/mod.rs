@@ -1,1 +1,180 @@
 //! One running manager: the rooms wired together.
+//!
+//! ```text
+//!   run ─► lock, store, agent, network ─► adopt what is here ─► membership ─► serve ─► watch … SIGTERM ─► leave
+//! ```
+//!
+//! [`Ctx`] is what the rooms' shells are called with; [`Node`] adds the containers. Containers have their own tasks
+//! (`recovery`); the node gives them their beginning and passes on what happens around them.
+
+mod agent;
+mod apply;
+mod ctx;
+mod events;
+mod lock;
+mod startup;
+mod takeover;
+mod watch;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+pub use agent::AgentBinary;
+pub use ctx::Ctx;
+pub use events::EventLog;
+pub use startup::run;
+use tokio::sync::oneshot;
+
+use crate::{
+    api::ApiError,
+    membership::{Liveness, PeerView},
+    ownership::{self, Owner},
+    recovery::{self, ActorHandle, Begin, Command, ContainerView, Order, ProgressSender},
+    snapshot::NetworkIdentity,
+    spec::{ContainerName, NodeName},
+    store::{
+        addresses,
+        apps::{self, App, AppContent},
+    },
+};
+
+/// This node and the containers it owns.
+pub struct Node {
+    pub ctx: Arc<Ctx>,
+    actors: Mutex<HashMap<ContainerName, ActorHandle>>,
+    problems: Mutex<Vec<String>>,
+}
+
+impl Node {
+    pub fn name(&self) -> &NodeName {
+        &self.ctx.config.node
+    }
+
+    pub fn events(&self) -> &EventLog {
+        &self.ctx.events
+    }
+
+    /// Peers that answer or did until just now.
+    pub fn living_peers(&self) -> Vec<PeerView> {
+        let mut peers = self.ctx.membership.peers();
+        peers.retain(|peer| matches!(peer.liveness, Liveness::Alive | Liveness::Suspect));
+        peers
+    }
+
+    /// What this node runs.
+    pub fn views(&self) -> Vec<ContainerView> {
+        let mut views: Vec<_> = self.actors().values().map(|actor| actor.view.get()).collect();
+        views.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
+        views
+    }
+
+    pub fn has(&self, name: &ContainerName) -> bool {
+        self.actors().contains_key(name)
+    }
+
+    /// How far a container's log is in the store; `None` when it does not run here.
+    pub fn log_standing(&self, name: &ContainerName) -> Option<recovery::Standing> {
+        self.actors().get(name).map(|actor| actor.log.standing())
+    }
+
+    /// What is wrong with this node as a whole, for `status`.
+    pub fn problems(&self) -> Vec<String> {
+        self.problems.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_problems(&self, problems: Vec<String>) {
+        *self.problems.lock().unwrap_or_else(PoisonError::into_inner) = problems;
+    }
+
+    /// The peer that owns a container; `None` when it is this node's.
+    ///
+    /// # Errors
+    /// There is no such container, or its owner is not reachable.
+    pub async fn owner_elsewhere(&self, name: &ContainerName) -> Result<Option<PeerView>, ApiError> {
+        if self.has(name) {
+            return Ok(None);
+        }
+        let owner =
+            ownership::current(&self.ctx.store, name).await.map_err(|err| ApiError::Unavailable(crate::chain(&err)))?;
+        match owner {
+            Some(owner) if !owner.released && owner.node != *self.name() => {
+                let peers = self.ctx.membership.peers();
+                let peer = peers.into_iter().find(|peer| peer.name == owner.node);
+                peer.map(Some).ok_or_else(|| {
+                    ApiError::Unavailable(format!(
+                        "{name} belongs to node {}, which this node has not heard of",
+                        owner.node
+                    ))
+                })
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Gives an order to a container's actor and waits for its outcome.
+    pub async fn order(
+        &self,
+        name: &ContainerName,
+        order: Order,
+        progress: ProgressSender,
+    ) -> Result<serde_json::Value, ApiError> {
+        let inbox = self.actors().get(name).map(|actor| actor.inbox.clone());
+        let Some(inbox) = inbox else {
+            return match order {
+                Order::Remove => self.remove_ownerless(name).await,
+                _ => Err(ApiError::NotFound(format!("there is no container {name}; `ha-manager status` lists them"))),
+            };
+        };
+        let (reply, outcome) = oneshot::channel();
+        let gone = || ApiError::Unavailable(format!("{name} is no longer on this node; try again"));
+        inbox.send(Command::Order { order, progress, reply }).await.map_err(|_| gone())?;
+        outcome.await.map_err(|_| gone())?
+    }
+
+    /// Removes a container that is described but that nobody runs: its owner is gone, or its start never succeeded.
+    async fn remove_ownerless(&self, name: &ContainerName) -> Result<serde_json::Value, ApiError> {
+        let store = &self.ctx.store;
+        let unavailable = |err: &(dyn std::error::Error + 'static)| ApiError::Unavailable(crate::chain(err));
+        let app = apps::newest(store, name).await.map_err(|err| unavailable(&err))?;
+        let Some(app) = app.filter(|app| app.content.is_some()) else {
+            return Err(ApiError::NotFound(format!("there is no container {name}; `ha-manager status` lists them")));
+        };
+        recovery::forget(&self.ctx, name, app.generation, None).await?;
+        Ok(serde_json::json!({"message": format!("{name} removed")}))
+    }
+
+    /// Begins a container's actor. Refused when it has one.
+    fn start(&self, app: App, content: AppContent, owner: Owner, identity: NetworkIdentity, begin: Begin) -> bool {
+        let name = content.spec.name.clone();
+        let mut actors = self.actors();
+        if actors.contains_key(&name) {
+            return false;
+        }
+        let handle = recovery::spawn(Arc::clone(&self.ctx), app, content, owner, identity, begin);
+        actors.insert(name, handle);
+        true
+    }
+
+    /// The address a container has in the cluster, as the network room sees it on this node.
+    async fn identity(&self, content: &AppContent) -> Result<NetworkIdentity, crate::store::StoreError> {
+        let (store, name, network) = (&self.ctx.store, &content.spec.name, &content.spec.network);
+        let ip = match network.ipv4 {
+            Some(ip) => {
+                addresses::reserve(store, name, ip).await?;
+                ip
+            }
+            None => addresses::allocate(store, name, &self.ctx.address_pool()).await?,
+        };
+        let id = self.ctx.network.identity(ip, network.mac);
+        Ok(NetworkIdentity { ip: id.ip, prefix_len: id.prefix_len, mac: id.mac, gateway: id.gateway })
+    }
+
+    fn actors(&self) -> MutexGuard<'_, HashMap<ContainerName, ActorHandle>> {
+        let mut actors = self.actors.lock().unwrap_or_else(PoisonError::into_inner);
+        // An actor that ended has given its container up; its handle is only in the way.
+        actors.retain(|_, actor| !actor.inbox.is_closed());
+        actors
+    }
+}

@@ -1,1 +1,26 @@
-//! Who may run a container: create-only epochs in the store.
+//! Who may run a container, and whose snapshots count.
+//!
+//! Gossip suspects; the store decides. Owning a container means having created `owners/<container>/<epoch>` for the
+//! highest epoch there is. What the owner before writes after it was deposed must never be restored, and what it had
+//! committed must never be lost; [`History`] decides that without any clock.
+//!
+//! ```text
+//!             claim(expected = e)                  take_base                       run
+//!   observed ───────────────────► Won(e+1) ───────────────────────► base settled ──────► owner
+//!      ▲            │                 │                                  │                 │
+//!      │            ▼                 │ a later epoch exists             │                 │ ensure_current:
+//!      └───────── Lost                └──────────► Deposed ◄─────────────┴─────────────────┘ a later epoch exists
+//! ```
+
+mod claim;
+mod history;
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod tests;
+
+pub use claim::{
+    Claim, Claimant, Owner, OwnershipError, all, check_epoch, claim, claims_since, committed, current, ensure_current,
+    history, release, take_base,
+};
+pub use history::History;

@@ -1,1 +1,12 @@
 //! Pure decisions: when to checkpoint, which recovery step comes next, who takes over.
+//!
+//! Nothing here has a clock, does I/O or draws a number. What a decision needs comes in as a value; what is to be done
+//! comes out as one.
+
+mod ladder;
+mod placement;
+mod schedule;
+
+pub use ladder::{Attempt, KnownSnapshot, Scope, Situation, Source, plan};
+pub use placement::{Candidate, rank};
+pub use schedule::Schedule;

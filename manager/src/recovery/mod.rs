@@ -1,1 +1,46 @@
 //! Carrying out what policy decides, one container at a time.
+//!
+//! Each container this node owns has an actor: one task that alone touches the copy of the container on this node. What it
+//! does comes from four sides: the agent, the kernel (the container's exit), the clock, and orders (operator, peers, store).
+//!
+//! ```text
+//!                 launch ok                         checkpoint due
+//!   ┌──────────┐ ──────────► ┌─────────┐ ──────────────────────────► ┌───────────────┐
+//!   │ starting │             │ running │ ◄────────────────────────── │ checkpointing │
+//!   └──────────┘             └─────────┘   resumed, or failed: the    └───────────────┘
+//!        │ failed     process │   ▲        container goes on either way
+//!        ▼            or agent│   │ restored and answering
+//!   ┌────────────┐    or exit │   │
+//!   │ recovering │ ◄──────────┘   │          attempts exhausted      ┌────────┐
+//!   │            │ ───────────────┘ ───────────────────────────────► │ failed │── order ─► recovering
+//!   └────────────┘                                                   └────────┘
+//!   from every state: deposed (a later epoch exists) → the copy is cleared away, the actor ends
+//!                     removed                        → as deposed, and the container's objects are deleted
+//!                     moved                          → last checkpoint, copy cleared away, the peer restores
+//! ```
+//!
+//! A failed launch clears everything it made before the next attempt begins: process, link, namespace, mounts, images.
+
+mod actor;
+mod checkpoint;
+mod handover;
+mod launch;
+mod live;
+mod order;
+mod orders;
+mod place;
+mod record;
+mod recover;
+mod restore;
+mod shipping;
+mod teardown;
+mod upload;
+mod view;
+
+pub use actor::{ActorHandle, Begin, spawn};
+pub use order::{Command, Order, ProgressSender};
+pub use orders::{clear_leftovers, forget};
+pub use place::Place;
+pub use record::{LocalPhase, LocalRecord};
+pub use shipping::{ShippingView, Standing};
+pub use view::{ContainerView, Phase};

@@ -1,1 +1,38 @@
-//! The snapshot format: manifest, chunks, checksums, retention.
+//! Snapshots: the format, the way into the store and the way back.
+//!
+//! ```text
+//!            pack                upload                         fetch
+//!   trees ─────────► draft ──────────────────► committed ──────────────► trees
+//!     │                │  chunks, sync, epoch,      │  every chunk checked
+//!     │ error:         │  manifest, epoch           │  before it is used
+//!     ▼ nothing left   │                            ▼
+//!                      ├─ store away: stays, retried  error: target as it was, the snapshot before is tried
+//!                      ├─ queue full: the oldest is dropped
+//!                      └─ deposed: dropped
+//! ```
+//!
+//! A snapshot is all or nothing: its manifest is created last, is the commit, and lists every chunk with its checksum.
+
+mod chunk;
+mod error;
+mod fetch;
+mod manifest;
+mod pack;
+mod queue;
+mod retention;
+#[cfg(test)]
+mod tests;
+mod tree_read;
+mod tree_write;
+mod upload;
+
+pub use error::SnapshotError;
+pub use fetch::{fetch, list, list_valid, load_manifest, verify};
+pub use manifest::{
+    Chunk, Compression, Digest, HexBytes, MAX_CHUNK, MAX_MANIFEST, Manifest, NetworkIdentity, Part, PartName,
+    SnapshotHealth, SnapshotKind, SnapshotMeta, VERSION, Versions,
+};
+pub use pack::{PackOptions, PartSource, pack};
+pub use queue::{Draft, Queue};
+pub use retention::{Found, Pruned, choose, prune, remove_all};
+pub use upload::{OnProgress, Progress, upload};

@@ -5,9 +5,11 @@
 
 mod container;
 mod names;
+mod units;
 
 pub use container::{
     ContainerSpec, Healthcheck, ImageConfig, ImageRecord, Layer, Mount, MountSource, NetworkSpec, RecoveryPolicy,
     RecoveryStep, RestartPolicy, Rlimit, StateKind,
 };
 pub use names::{ContainerName, Epoch, Mac, NameError, NodeName, SnapshotId};
+pub use units::{UnitError, nearest, parse_bytes, parse_duration};

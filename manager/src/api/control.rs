@@ -1,0 +1,159 @@
+//! The control service: each call is carried out here or passed on to the node that owns the container.
+
+use std::{pin::Pin, sync::Arc};
+
+use ha_proto::control::{
+    ApplyRequest, CheckpointRequest, Event, EventsRequest, LogChunk, LogsRequest, MoveRequest, Progress, RemoveRequest,
+    RestoreRequest, SnapshotsReply, SnapshotsRequest, StatusReply, StatusRequest, control_server::Control,
+};
+use tokio::sync::mpsc;
+use tokio_stream::{Stream, wrappers::ReceiverStream};
+use tonic::{Request, Response, Status};
+
+use super::{ApiError, forward, logs, status};
+use crate::{
+    node::Node,
+    recovery::{Order, ProgressSender},
+    spec::{ContainerName, ContainerSpec, NodeName, SnapshotId},
+};
+
+type Reply<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// Items a slow reader may be behind before a command waits for it.
+const BACKLOG: usize = 64;
+
+#[derive(Clone)]
+pub struct ControlService {
+    pub node: Arc<Node>,
+}
+
+impl ControlService {
+    /// Sends an order to the container's actor, or the whole request to the node that owns the container.
+    async fn order<R, F>(
+        &self,
+        name: &str,
+        request: R,
+        order: Order,
+        remote: F,
+    ) -> Result<Response<Reply<Progress>>, Status>
+    where
+        F: AsyncFnOnce(forward::Client, R) -> Result<Response<tonic::Streaming<Progress>>, Status>,
+    {
+        let name: ContainerName = name.parse().map_err(ApiError::from)?;
+        if let Some(peer) = self.node.owner_elsewhere(&name).await? {
+            let client = forward::connect(&peer).await?;
+            let stream = remote(client, request).await?.into_inner();
+            return Ok(Response::new(Box::pin(stream)));
+        }
+        let node = Arc::clone(&self.node);
+        Ok(long(move |progress| async move { node.order(&name, order, progress).await }))
+    }
+}
+
+/// Runs a long command as a stream of its steps; the last carries the result. The command goes on when the caller goes away.
+fn long<F, Fut>(work: F) -> Response<Reply<Progress>>
+where
+    F: FnOnce(ProgressSender) -> Fut + Send + 'static,
+    Fut: Future<Output = Result<serde_json::Value, ApiError>> + Send,
+{
+    let (sender, receiver) = mpsc::channel(BACKLOG);
+    tokio::spawn(async move {
+        let outcome = work(ProgressSender::new(sender.clone())).await;
+        let last = outcome
+            .map(|result| Progress { done: true, result_json: result.to_string(), ..Progress::default() })
+            .map_err(Status::from);
+        let _ = sender.send(last).await;
+    });
+    Response::new(Box::pin(ReceiverStream::new(receiver)))
+}
+
+#[tonic::async_trait]
+impl Control for ControlService {
+    type ApplyStream = Reply<Progress>;
+    type CheckpointStream = Reply<Progress>;
+    type RestoreStream = Reply<Progress>;
+    type MoveStream = Reply<Progress>;
+    type RemoveStream = Reply<Progress>;
+    type EventsStream = Reply<Event>;
+    type LogsStream = Reply<LogChunk>;
+
+    async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<Self::ApplyStream>, Status> {
+        let request = request.into_inner();
+        let spec: ContainerSpec = serde_json::from_str(&request.spec_json)
+            .map_err(|err| ApiError::Invalid(format!("the specification cannot be read: {err}")))?;
+        if let Some(peer) = self.node.owner_elsewhere(&spec.name).await? {
+            let text = format!(
+                "{} runs on {}: apply it there, or `ha-manager move {} --to {}` first",
+                spec.name,
+                peer.name,
+                spec.name,
+                self.node.name()
+            );
+            return Err(ApiError::Refused(text).into());
+        }
+        let node = Arc::clone(&self.node);
+        Ok(long(
+            move |progress| async move { node.apply(spec, request.base_dir.into(), request.recreate, progress).await },
+        ))
+    }
+
+    async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
+        Ok(Response::new(status::gather(&self.node, request.into_inner().local).await))
+    }
+
+    async fn checkpoint(
+        &self,
+        request: Request<CheckpointRequest>,
+    ) -> Result<Response<Self::CheckpointStream>, Status> {
+        let request = request.into_inner();
+        let name = request.name.clone();
+        self.order(&name, request, Order::Checkpoint, async |mut peer, request| peer.checkpoint(request).await).await
+    }
+
+    async fn restore(&self, request: Request<RestoreRequest>) -> Result<Response<Self::RestoreStream>, Status> {
+        let request = request.into_inner();
+        let snapshot = match request.snapshot.as_str() {
+            "" => None,
+            id => Some(id.parse::<SnapshotId>().map_err(ApiError::from)?),
+        };
+        let name = request.name.clone();
+        let order = Order::Restore { snapshot };
+        self.order(&name, request, order, async |mut peer, request| peer.restore(request).await).await
+    }
+
+    async fn r#move(&self, request: Request<MoveRequest>) -> Result<Response<Self::MoveStream>, Status> {
+        let request = request.into_inner();
+        let to: NodeName = request.to.parse().map_err(ApiError::from)?;
+        let name = request.name.clone();
+        self.order(&name, request, Order::Move { to }, async |mut peer, request| peer.r#move(request).await).await
+    }
+
+    async fn remove(&self, request: Request<RemoveRequest>) -> Result<Response<Self::RemoveStream>, Status> {
+        let request = request.into_inner();
+        let name = request.name.clone();
+        self.order(&name, request, Order::Remove, async |mut peer, request| peer.remove(request).await).await
+    }
+
+    async fn snapshots(&self, request: Request<SnapshotsRequest>) -> Result<Response<SnapshotsReply>, Status> {
+        let name: ContainerName = request.into_inner().name.parse().map_err(ApiError::from)?;
+        Ok(Response::new(SnapshotsReply { snapshots: status::snapshots(&self.node, &name).await? }))
+    }
+
+    async fn events(&self, request: Request<EventsRequest>) -> Result<Response<Self::EventsStream>, Status> {
+        let (sender, receiver) = mpsc::channel(BACKLOG);
+        tokio::spawn(forward::events(Arc::clone(&self.node), request.into_inner(), sender));
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn logs(&self, request: Request<LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
+        let request = request.into_inner();
+        let name: ContainerName = request.name.parse().map_err(ApiError::from)?;
+        if let Some(peer) = self.node.owner_elsewhere(&name).await? {
+            let stream = forward::connect(&peer).await?.logs(request).await?.into_inner();
+            return Ok(Response::new(Box::pin(stream)));
+        }
+        let (sender, receiver) = mpsc::channel(BACKLOG);
+        tokio::spawn(logs::stream(Arc::clone(&self.node), name, request.follow, sender));
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}

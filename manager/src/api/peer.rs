@@ -1,0 +1,58 @@
+//! The peer service: membership's calls, and the handing over of containers.
+
+use std::sync::Arc;
+
+use ha_proto::peer::{
+    PingIndirectReply, PingIndirectRequest, PingReply, PingRequest, TakeOverReply, TakeOverRequest, peer_server::Peer,
+};
+use tonic::{Request, Response, Status};
+
+use super::ApiError;
+use crate::{
+    membership::MembershipService,
+    node::Node,
+    spec::{ContainerName, Epoch, SnapshotId},
+};
+
+pub struct PeerService {
+    node: Arc<Node>,
+    membership: MembershipService,
+}
+
+impl PeerService {
+    pub fn new(node: Arc<Node>) -> Self {
+        Self { membership: node.ctx.membership.service(), node }
+    }
+}
+
+#[tonic::async_trait]
+impl Peer for PeerService {
+    async fn ping(&self, request: Request<PingRequest>) -> Result<Response<PingReply>, Status> {
+        self.membership.ping(request).await
+    }
+
+    async fn ping_indirect(
+        &self,
+        request: Request<PingIndirectRequest>,
+    ) -> Result<Response<PingIndirectReply>, Status> {
+        self.membership.ping_indirect(request).await
+    }
+
+    async fn take_over(&self, request: Request<TakeOverRequest>) -> Result<Response<TakeOverReply>, Status> {
+        let envelope = request.get_ref().envelope.clone();
+        let from = self.membership.caller(&request, envelope)?;
+        let request = request.into_inner();
+        let container: ContainerName = request.container.parse().map_err(ApiError::from)?;
+        let snapshot = match request.snapshot.as_str() {
+            "" => None,
+            id => Some(id.parse::<SnapshotId>().map_err(ApiError::from)?),
+        };
+        tracing::info!(%from, %container, epoch = request.epoch, "asked to take a container over");
+        let outcome = self.node.take_handed(&container, Epoch(request.epoch), snapshot).await;
+        let (epoch, error) = match outcome {
+            Ok(epoch) => (epoch.0, String::new()),
+            Err(error) => (0, error),
+        };
+        Ok(Response::new(TakeOverReply { envelope: Some(self.membership.envelope()), epoch, error }))
+    }
+}

@@ -1,0 +1,190 @@
+//! What `status` and `snapshots` answer, put together from all nodes and the store.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use chrono::{SecondsFormat, Utc};
+use ha_proto::control::{ContainerStatus, NodeStatus, SnapshotInfo, StatusReply, StatusRequest};
+
+use super::{ApiError, forward};
+use crate::{
+    node::Node,
+    ownership,
+    recovery::ContainerView,
+    snapshot::{self, Manifest, SnapshotHealth, SnapshotKind},
+    spec::{ContainerName, MountSource, StateKind},
+    store::apps,
+};
+
+const PEER_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The cluster as far as it answers; `local`: this node alone.
+pub async fn gather(node: &Node, local: bool) -> StatusReply {
+    let mut reply = StatusReply {
+        cluster: node.ctx.config.cluster.clone(),
+        node: node.name().to_string(),
+        nodes: vec![NodeStatus {
+            name: node.name().to_string(),
+            address: node.ctx.membership.service().envelope().address,
+            liveness: "self".into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            problems: node.problems(),
+        }],
+        containers: node.views().iter().map(container).collect(),
+    };
+    if local {
+        return reply;
+    }
+    for peer in node.ctx.membership.peers() {
+        let mut status = NodeStatus {
+            name: peer.name.to_string(),
+            address: peer.address.clone(),
+            liveness: peer.liveness.as_str().into(),
+            ..NodeStatus::default()
+        };
+        let ask = async {
+            let mut client = forward::connect(&peer).await?;
+            client
+                .status(StatusRequest { local: true })
+                .await
+                .map_err(|status| ApiError::Failed(status.message().into()))
+        };
+        match tokio::time::timeout(PEER_PATIENCE, ask).await {
+            Ok(Ok(answer)) => {
+                let answer = answer.into_inner();
+                if let Some(own) = answer.nodes.into_iter().next() {
+                    (status.version, status.problems) = (own.version, own.problems);
+                }
+                reply.containers.extend(answer.containers);
+            }
+            Ok(Err(error)) if status.liveness == "alive" => status.problems.push(error.to_string()),
+            Err(_) if status.liveness == "alive" => {
+                status.problems.push("it does not answer a request for its status".into())
+            }
+            // A dead node does not answer; its liveness says so.
+            _ => {}
+        }
+        reply.nodes.push(status);
+    }
+    add_absent(node, &mut reply).await;
+    reply.containers.sort_by(|a, b| a.name.cmp(&b.name));
+    reply
+}
+
+/// Containers that are described but that no living node speaks for.
+async fn add_absent(node: &Node, reply: &mut StatusReply) {
+    let (apps, owners) = match tokio::try_join!(apps::all(&node.ctx.store), ownership::all(&node.ctx.store)) {
+        Ok(both) => both,
+        // The node's problems say that the store is away.
+        Err(_) => return,
+    };
+    let known: BTreeMap<&str, ()> = reply.containers.iter().map(|c| (c.name.as_str(), ())).collect();
+    let mut absent = Vec::new();
+    for (name, app) in &apps {
+        let Some(content) = app.as_ref().ok().and_then(|app| app.content.as_ref()) else { continue };
+        if known.contains_key(name.as_str()) {
+            continue;
+        }
+        let owner = owners.get(name).and_then(|owner| owner.as_ref().ok()).filter(|owner| !owner.released);
+        absent.push(ContainerStatus {
+            name: name.to_string(),
+            node: owner.map(|owner| owner.node.to_string()).unwrap_or_default(),
+            epoch: owner.map_or(0, |owner| owner.epoch.0),
+            phase: "unknown".into(),
+            state: state_name(content.spec.state).into(),
+            image: content.spec.image.clone(),
+            notes: vec!["no living node speaks for it".into()],
+            ..ContainerStatus::default()
+        });
+    }
+    reply.containers.extend(absent);
+}
+
+fn container(view: &ContainerView) -> ContainerStatus {
+    let sensitivity = match view.spec.state {
+        StateKind::Stateful { sensitivity } => sensitivity,
+        StateKind::Stateless => Duration::ZERO,
+    };
+    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    ContainerStatus {
+        name: view.spec.name.to_string(),
+        node: view.owner.node.to_string(),
+        epoch: view.owner.epoch.0,
+        phase: view.phase.as_str().into(),
+        health: view.health.into(),
+        state: state_name(view.spec.state).into(),
+        sensitivity_ms: millis(sensitivity),
+        ipv4: view.network.ip.to_string(),
+        mac: view.network.mac.to_string(),
+        image: view.spec.image.clone(),
+        last_snapshot: view.last_snapshot.clone(),
+        state_age_ms: view.last_frozen.map(|at| millis(at.elapsed())).or_else(|| {
+            let frozen = chrono::DateTime::parse_from_rfc3339(&view.last_snapshot.as_ref()?.frozen_at).ok()?;
+            u64::try_from(Utc::now().signed_duration_since(frozen).num_milliseconds()).ok()
+        }),
+        recoveries: view.recoveries,
+        notes: notes(view),
+        pid: view.pid,
+        running_for_ms: view.up_since.filter(|_| view.pid != 0).map_or(0, |at| millis(at.elapsed())),
+    }
+}
+
+fn notes(view: &ContainerView) -> Vec<String> {
+    let mut notes = Vec::new();
+    for mount in &view.spec.mounts {
+        match &mount.source {
+            MountSource::HostBind { path } => {
+                notes.push(format!("host bind {}: not in snapshots, each node has its own", path.display()));
+            }
+            MountSource::Volume { name } if matches!(view.spec.state, StateKind::Stateless) => {
+                notes.push(format!("volume {name}: the container is stateless, so it stays behind at a failover"));
+            }
+            _ => {}
+        }
+    }
+    notes.extend(view.checkpoint_problem.as_ref().map(|problem| format!("the last checkpoint failed: {problem}")));
+    notes.extend(view.failure.as_ref().map(|failure| format!("not running: {failure}")));
+    notes
+}
+
+fn state_name(state: StateKind) -> &'static str {
+    match state {
+        StateKind::Stateful { .. } => "stateful",
+        StateKind::Stateless => "stateless",
+    }
+}
+
+/// A container's committed snapshots that may be restored, newest first.
+pub async fn snapshots(node: &Node, name: &ContainerName) -> Result<Vec<SnapshotInfo>, ApiError> {
+    let store = &node.ctx.store;
+    let unavailable = |error: &(dyn std::error::Error + 'static)| ApiError::Unavailable(crate::chain(error));
+    let app = apps::newest(store, name).await.map_err(|error| unavailable(&error))?;
+    if app.is_none_or(|app| app.content.is_none()) {
+        return Err(ApiError::NotFound(format!("there is no container {name}; `ha-manager status` lists them")));
+    }
+    let manifests = snapshot::list_valid(store, name).await.map_err(|error| unavailable(&error))?;
+    Ok(manifests.iter().map(info).collect())
+}
+
+pub fn info(manifest: &Manifest) -> SnapshotInfo {
+    let meta = &manifest.meta;
+    SnapshotInfo {
+        id: meta.id.to_string(),
+        node: meta.node.to_string(),
+        frozen_at: meta.frozen_at.to_rfc3339_opts(SecondsFormat::Millis, true),
+        raw_bytes: manifest.raw_bytes(),
+        stored_bytes: manifest.stored_bytes(),
+        frozen_ms: meta.frozen_ms,
+        health: match meta.health {
+            SnapshotHealth::Healthy => "healthy",
+            SnapshotHealth::Unhealthy => "unhealthy",
+            SnapshotHealth::Unknown => "unknown",
+        }
+        .into(),
+        kind: match meta.kind {
+            SnapshotKind::Periodic => "periodic",
+            SnapshotKind::Manual => "manual",
+            SnapshotKind::Final => "final",
+        }
+        .into(),
+    }
+}

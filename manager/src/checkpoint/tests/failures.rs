@@ -1,0 +1,256 @@
+//! Dumps and restores that fail: the container goes on, and nothing is left behind.
+
+use std::{
+    fs, io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use super::lab::{LONG, Lab, Place, alone, chain, skipped};
+use crate::{
+    checkpoint::{DumpError, Gate, RestoreError, proc, restore},
+    runtime::Runtime,
+};
+
+/// A gate that writes down what happens to it, and does something when it is closed.
+#[derive(Default)]
+struct Hook<'h> {
+    log: Vec<&'static str>,
+    closing: Option<Box<dyn FnMut() -> io::Result<()> + 'h>>,
+}
+
+impl<'h> Hook<'h> {
+    fn new(closing: impl FnMut() -> io::Result<()> + 'h) -> Self {
+        Self { log: Vec::new(), closing: Some(Box::new(closing)) }
+    }
+}
+
+impl Gate for Hook<'_> {
+    fn close(&mut self) -> io::Result<()> {
+        self.log.push("close");
+        self.closing.as_mut().map_or(Ok(()), |closing| closing())
+    }
+
+    fn open(&mut self) -> io::Result<()> {
+        self.log.push("open");
+        Ok(())
+    }
+}
+
+/// The worker that we started: the only child of ours with that name (tests run one at a time).
+fn criu() -> i32 {
+    let me = std::process::id() as i32;
+    proc::descendants(me).into_iter().find(|pid| proc::name(*pid) == "criu").expect("a CRIU of ours")
+}
+
+fn signal(pid: i32, signal: nix::sys::signal::Signal) {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).unwrap();
+}
+
+fn wait_for(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + LONG;
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
+fn has_tcp_image(images: &Path) -> bool {
+    fs::read_dir(images).unwrap().flatten().any(|entry| entry.file_name().to_string_lossy().starts_with("tcp-stream"))
+}
+
+#[test]
+fn the_gate_is_closed_inside_the_freeze_and_opened_after_it() {
+    if skipped("the_gate_is_closed_inside_the_freeze_and_opened_after_it") {
+        return;
+    }
+    let _alone = alone();
+    let lab = Lab::new();
+    let mut place = lab.place();
+    let pid = place.start();
+    lab.client().ask("incr");
+    let mut state = None;
+    let mut gate = Hook::new(|| {
+        state = proc::state(pid);
+        Ok(())
+    });
+    let report = place.dump_with(&place.request(pid), &mut gate).unwrap();
+    assert_eq!(gate.log, ["close", "open"]);
+    drop(gate);
+    assert_eq!(state, Some('t'), "the container stands still when the gate closes");
+    assert!(report.gate_closed.unwrap() <= report.frozen + Duration::from_millis(20), "{report:?}");
+    assert_eq!(fs::metadata(place.dir.join("bundle/config.json")).unwrap().len() > 0, true);
+}
+
+#[test]
+fn a_criu_that_hangs_is_ended_and_the_container_and_its_connections_go_on() {
+    if skipped("a_criu_that_hangs_is_ended_and_the_container_and_its_connections_go_on") {
+        return;
+    }
+    let _alone = alone();
+    let lab = Lab::new();
+    let mut place = lab.place();
+    let pid = place.start();
+    let mut client = lab.client();
+    assert_eq!(client.ask("incr"), "1");
+    for late in [false, true] {
+        let mut request = place.request(pid);
+        request.timeout = Duration::from_secs(2);
+        let images = request.images.clone();
+        let mut gate = Hook::new(|| {
+            let criu = criu();
+            if late {
+                // Once the sockets are in repair mode.
+                let images = images.clone();
+                std::thread::spawn(move || {
+                    wait_for("a socket is dumped", || has_tcp_image(&images));
+                    signal(criu, nix::sys::signal::Signal::SIGSTOP);
+                });
+            } else {
+                signal(criu, nix::sys::signal::Signal::SIGSTOP);
+            }
+            Ok(())
+        });
+        let error = place.dump_with(&request, &mut gate).unwrap_err();
+        assert_eq!(gate.log, ["close", "open"]);
+        println!("late {late}: {}", chain(&error));
+        let DumpError::Timeout { remains, .. } = error else { panic!("{error}") };
+        assert!(remains.killed && remains.is_running(), "{remains:?}");
+        assert_eq!(remains.mended_sockets > 0, late, "{remains:?}");
+        let next = if late { "3" } else { "2" };
+        assert_eq!(client.ask("incr"), next, "the same connection goes on");
+    }
+    let (images, _) = place.dump(pid);
+    assert_eq!(client.ask("incr"), "4");
+    place.destroy();
+    let mut there = lab.place();
+    there.restore(&images);
+    assert_eq!(lab.client().ask("get"), "3", "a dump after broken ones is sound");
+}
+
+#[test]
+fn a_criu_that_is_killed_leaves_the_container_running() {
+    if skipped("a_criu_that_is_killed_leaves_the_container_running") {
+        return;
+    }
+    let _alone = alone();
+    let lab = Lab::new();
+    let mut place = lab.place();
+    let pid = place.start();
+    let mut client = lab.client();
+    client.ask("incr");
+    client.ask("fill 64");
+    let request = place.request(pid);
+    let images = request.images.clone();
+    let mut gate = Hook::new(|| {
+        let (criu, images) = (criu(), images.clone());
+        std::thread::spawn(move || {
+            wait_for("a socket is dumped", || has_tcp_image(&images));
+            signal(criu, nix::sys::signal::Signal::SIGKILL);
+        });
+        Ok(())
+    });
+    let error = place.dump_with(&request, &mut gate).unwrap_err();
+    println!("{}", chain(&error));
+    assert!(matches!(&error, DumpError::Swrk { remains, .. } if remains.is_running()), "{error:?}");
+    assert_eq!(gate.log, ["close", "open"]);
+    assert_eq!(client.ask("incr"), "2");
+}
+
+#[test]
+fn a_manager_that_dies_in_the_middle_leaves_the_container_running() {
+    if skipped("a_manager_that_dies_in_the_middle_leaves_the_container_running") {
+        return;
+    }
+    let _alone = alone();
+    let lab = Lab::new();
+    let mut place = lab.place();
+    let pid = place.start();
+    let mut client = lab.client();
+    client.ask("incr");
+    let request = place.request(pid);
+    let mut gate = Hook::new(|| panic!("on purpose"));
+    // Unwinding closes the socket to CRIU, as a manager's death does.
+    catch_unwind(AssertUnwindSafe(|| place.dump_with(&request, &mut gate))).unwrap_err();
+    assert_eq!(gate.log, ["close", "open"]);
+    assert_eq!(client.ask("incr"), "2");
+}
+
+#[test]
+fn a_gate_that_does_not_close_and_a_capture_that_fails_break_the_dump_off() {
+    if skipped("a_gate_that_does_not_close_and_a_capture_that_fails_break_the_dump_off") {
+        return;
+    }
+    let _alone = alone();
+    let lab = Lab::new();
+    let mut place = lab.place();
+    let pid = place.start();
+    let mut client = lab.client();
+    client.ask("incr");
+
+    let mut gate = Hook::new(|| Err(io::Error::other("stuck")));
+    let error = place.dump_with(&place.request(pid), &mut gate).unwrap_err();
+    assert!(matches!(error, DumpError::GateClose { .. }), "{error:?}");
+    assert_eq!(gate.log, ["close", "open"], "half a closing is opened");
+    assert_eq!(client.ask("incr"), "2");
+
+    let request = place.request(pid);
+    let mut gate = Hook::new(|| fs::remove_dir_all(&request.staging));
+    let error = place.dump_with(&request, &mut gate).unwrap_err();
+    assert!(matches!(error, DumpError::Capture { .. }), "{error:?}");
+    assert_eq!(gate.log, ["close", "open"]);
+    assert_eq!(client.ask("incr"), "3");
+}
+
+#[test]
+fn a_failed_restore_says_why_and_leaves_nothing() {
+    if skipped("a_failed_restore_says_why_and_leaves_nothing") {
+        return;
+    }
+    let _alone = alone();
+    let lab = Lab::new();
+    let mut place = lab.place();
+    let pid = place.start();
+    let (request, _) = place.dump(pid);
+    place.destroy();
+
+    let mut there = lab.place();
+    there.mount();
+    let images = fs::read_dir(&request.images).unwrap().flatten().map(|entry| entry.path()).collect::<Vec<_>>();
+    let named = |start: &str| images.iter().find(|path| path.file_name().unwrap().to_string_lossy().starts_with(start));
+    // Memory pages cut short: CRIU does not notice and waits for ever.
+    let pages = named("pages-").unwrap();
+    let whole = fs::read(pages).unwrap();
+    fs::write(pages, &whole[..4096]).unwrap();
+    let short = Duration::from_secs(5);
+    let error = restore(&lab.runc, &there.id, &there.spec.dir, &request.images, &there.dir, short).unwrap_err();
+    println!("{}", chain(&error));
+    assert_nothing_left(&lab, &there);
+    fs::write(pages, &whole).unwrap();
+
+    // A process without its registers: CRIU notices when half of the container is set up.
+    fs::write(named("core-").unwrap(), "nonsense").unwrap();
+    let error = restore(&lab.runc, &there.id, &there.spec.dir, &request.images, &there.dir, LONG).unwrap_err();
+    println!("{}", chain(&error));
+    assert!(matches!(&error, RestoreError::Criu { lines, .. } if lines.contains("Error (")), "{error:?}");
+    assert_nothing_left(&lab, &there);
+
+    fs::remove_file(request.images.join("inventory.img")).unwrap();
+    let error = restore(&lab.runc, &there.id, &there.spec.dir, &request.images, &there.dir, LONG).unwrap_err();
+    assert!(matches!(error, RestoreError::Incomplete { part: "inventory.img", .. }), "{error:?}");
+}
+
+fn assert_nothing_left(lab: &Lab, there: &Place<'_>) {
+    assert_eq!(lab.runc.state(&there.id, LONG).unwrap(), None);
+    assert_eq!(lab.runc.list(LONG).unwrap(), []);
+    let in_cgroups = Command::new("find").args(["/sys/fs/cgroup", "-name", &there.id]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&in_cgroups.stdout), "", "no cgroup is left");
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let criu_root = lab.runc.root().join(&there.id);
+    assert!(!mounts.contains(&criu_root.display().to_string()), "no mount is left: {mounts}");
+    let rules = Command::new("ip").args(["netns", "exec", &there.id, "iptables-save"]).output();
+    assert!(rules.is_ok_and(|rules| !String::from_utf8_lossy(&rules.stdout).contains("CRIU")), "no lock is left");
+    assert!(!criu_root.exists(), "no state is left");
+}

@@ -1,0 +1,4 @@
+mod failures;
+mod lab;
+mod life;
+mod obstacles;

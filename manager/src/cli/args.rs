@@ -1,0 +1,157 @@
+//! The command line's definition: help, shell completions and the man page come from it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Keeps containers going: checkpoints their memory, and restores it here or on another node, under the same address.
+#[derive(Debug, Parser)]
+#[command(name = "ha-manager", version, propagate_version = true, max_term_width = 100, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// The manager's control socket.
+    #[arg(long, global = true, value_name = "PATH", default_value = "/run/ha-manager/control.sock")]
+    pub socket: PathBuf,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes:
+  0  done
+  1  the command failed; the reason is on standard error
+  2  the command line is wrong
+  3  the manager cannot be reached at its socket
+  4  there is no such container, snapshot or node
+  5  refused: the request does not fit the present state";
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the manager of this node in the foreground.
+    Run(Run),
+    /// Register the containers of a Compose file and start them.
+    Apply(Apply),
+    /// Show nodes and containers.
+    Status(Status),
+    /// Take a checkpoint of a container now and wait until it is committed.
+    Checkpoint(Name),
+    /// List a container's committed snapshots, newest first.
+    Snapshots(Listing),
+    /// Put a container back to a snapshot: what it did since is lost.
+    Restore(Restore),
+    /// Move a container to another node without losing anything.
+    Move(Move),
+    /// Show what happened, on all nodes.
+    Events(Events),
+    /// Show a container's output.
+    Logs(Logs),
+    /// Stop containers and forget them: snapshots and volumes too.
+    Rm(Rm),
+    /// Say what this node can and cannot do, each with the remedy.
+    Doctor(Doctor),
+    /// Print the completions for a shell.
+    Completions { shell: clap_complete::Shell },
+    /// Print the manual page.
+    Man,
+}
+
+#[derive(Debug, Args)]
+pub struct Run {
+    #[arg(long, value_name = "FILE", default_value = "/etc/ha-manager/node.toml")]
+    pub config: PathBuf,
+    /// What to log, e.g. `info` or `ha_manager=debug`; also from RUST_LOG.
+    #[arg(long, value_name = "FILTER")]
+    pub log: Option<String>,
+    /// Log as JSON, one object a line.
+    #[arg(long)]
+    pub log_json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Apply {
+    #[arg(short = 'f', long = "file", value_name = "FILE")]
+    pub file: PathBuf,
+    /// Replace containers whose change needs a new container; the state of a stateful one is lost.
+    #[arg(long)]
+    pub recreate: bool,
+    /// Check the file and print what would be applied, as JSON, without asking the manager.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Status {
+    #[arg(long)]
+    pub json: bool,
+    /// Keep showing it, anew every second (with --json: one document a line).
+    #[arg(long)]
+    pub watch: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Name {
+    pub name: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Listing {
+    pub name: String,
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Restore {
+    pub name: String,
+    /// The snapshot, as `snapshots` lists it; the newest healthy one when not given.
+    #[arg(long, value_name = "ID")]
+    pub snapshot: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Move {
+    pub name: String,
+    #[arg(long, value_name = "NODE")]
+    pub to: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Events {
+    /// Only of this container.
+    pub name: Option<String>,
+    /// Go on as they happen.
+    #[arg(long, short)]
+    pub follow: bool,
+    /// One JSON object a line.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Logs {
+    pub name: String,
+    #[arg(long, short)]
+    pub follow: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Rm {
+    #[arg(required = true)]
+    pub names: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Doctor {
+    #[arg(long, value_name = "FILE", default_value = "/etc/ha-manager/node.toml")]
+    pub config: PathBuf,
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_sound() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,217 @@
+//! The command line: what a person types, sent to the manager over its control socket.
+
+mod args;
+mod client;
+mod progress;
+mod view;
+
+use std::{
+    io::{IsTerminal, Write, stdout},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+pub use args::{Cli, Command};
+use clap::CommandFactory;
+pub use client::CliError;
+use ha_proto::control::{
+    ApplyRequest, CheckpointRequest, Event, EventsRequest, LogsRequest, MoveRequest, RemoveRequest, RestoreRequest,
+    SnapshotsRequest, StatusRequest,
+};
+use serde::Serialize;
+
+use crate::{compose, config::NodeConfig, doctor, spec::MountSource, store::Store};
+
+/// Carries out every command but `run`.
+pub async fn execute(cli: Cli) -> Result<(), CliError> {
+    let socket = cli.socket.as_path();
+    match cli.command {
+        Command::Run(_) => Err(CliError::Input("`run` is not a client command".into())),
+        Command::Apply(args) => apply(socket, args).await,
+        Command::Status(args) => status(socket, args).await,
+        Command::Checkpoint(args) => {
+            let stream = client::connect(socket).await?.checkpoint(CheckpointRequest { name: args.name }).await?;
+            finish(progress::follow(stream.into_inner()).await?)
+        }
+        Command::Snapshots(args) => snapshots(socket, args).await,
+        Command::Restore(args) => {
+            let request = RestoreRequest { name: args.name, snapshot: args.snapshot.unwrap_or_default() };
+            let stream = client::connect(socket).await?.restore(request).await?;
+            finish(progress::follow(stream.into_inner()).await?)
+        }
+        Command::Move(args) => {
+            let request = MoveRequest { name: args.name, to: args.to };
+            let stream = client::connect(socket).await?.r#move(request).await?;
+            finish(progress::follow(stream.into_inner()).await?)
+        }
+        Command::Events(args) => events(socket, args).await,
+        Command::Logs(args) => logs(socket, args).await,
+        Command::Rm(args) => {
+            let mut manager = client::connect(socket).await?;
+            for name in args.names {
+                let stream = manager.remove(RemoveRequest { name }).await?;
+                finish(progress::follow(stream.into_inner()).await?)?;
+            }
+            Ok(())
+        }
+        Command::Doctor(args) => examine(args).await,
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "ha-manager", &mut stdout());
+            Ok(())
+        }
+        Command::Man => {
+            let page = clap_mangen::Man::new(Cli::command());
+            page.render(&mut stdout())
+                .map_err(|source| CliError::Io { what: "cannot write the manual page".into(), source })
+        }
+    }
+}
+
+/// Prints a command's result, a JSON object; `message` in it is the sentence for people.
+fn finish(result_json: String) -> Result<(), CliError> {
+    let value: serde_json::Value = serde_json::from_str(&result_json).unwrap_or_default();
+    print(value.get("message").and_then(|m| m.as_str()).unwrap_or("done"))
+}
+
+/// A closed pipe (`ha-manager events | head`) ends a command in order.
+fn print(text: &str) -> Result<(), CliError> {
+    let mut out = stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush()) {
+        Err(err) if err.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        other => other.map_err(|source| CliError::Io { what: "cannot write to standard output".into(), source }),
+    }
+}
+
+fn print_json<T: Serialize>(value: &T) -> Result<(), CliError> {
+    let text = serde_json::to_string(value).map_err(|err| CliError::Input(format!("cannot write JSON: {err}")))?;
+    print(&text)
+}
+
+async fn apply(socket: &Path, args: args::Apply) -> Result<(), CliError> {
+    let shown = args.file.display().to_string();
+    let io = |what: String| move |source| CliError::Io { what, source };
+    let text = std::fs::read_to_string(&args.file).map_err(io(format!("cannot read {shown}")))?;
+    let base = args.file.canonicalize().map_err(io(format!("cannot find {shown}")))?;
+    let base: PathBuf = base.parent().unwrap_or(Path::new("/")).to_owned();
+    let variables = |name: &str| std::env::var(name).ok();
+    let file = compose::parse(&text, &shown, &variables).map_err(|errors| CliError::Input(errors.to_string()))?;
+    for warning in &file.warnings {
+        eprintln!("{warning}");
+    }
+    if args.dry_run {
+        return print_json(&file.containers);
+    }
+    for spec in &file.containers {
+        for mount in &spec.mounts {
+            if let MountSource::HostBind { path } = &mount.source {
+                eprintln!(
+                    "{}: {} is a host bind: it is not in snapshots, a peer needs it too",
+                    spec.name,
+                    path.display()
+                );
+            }
+        }
+    }
+    let mut manager = client::connect(socket).await?;
+    for spec in file.containers {
+        let spec_json = serde_json::to_string(&spec).map_err(|err| CliError::Input(err.to_string()))?;
+        let request = ApplyRequest { spec_json, base_dir: base.display().to_string(), recreate: args.recreate };
+        let stream = manager.apply(request).await?;
+        finish(progress::follow(stream.into_inner()).await?)?;
+    }
+    Ok(())
+}
+
+async fn status(socket: &Path, args: args::Status) -> Result<(), CliError> {
+    let mut manager = client::connect(socket).await?;
+    loop {
+        let reply = manager.status(StatusRequest { local: false }).await?.into_inner();
+        if args.json {
+            print_json(&reply)?;
+        } else {
+            let clear = if args.watch && stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
+            print(format!("{clear}{}", view::status(&reply)).trim_end())?;
+        }
+        if !args.watch {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+async fn snapshots(socket: &Path, args: args::Listing) -> Result<(), CliError> {
+    let request = SnapshotsRequest { name: args.name };
+    let reply = client::connect(socket).await?.snapshots(request).await?.into_inner();
+    if args.json { print_json(&reply.snapshots) } else { print(view::snapshots(&reply.snapshots).trim_end()) }
+}
+
+async fn events(socket: &Path, args: args::Events) -> Result<(), CliError> {
+    let request = EventsRequest { follow: args.follow, name: args.name.unwrap_or_default(), local: false };
+    let mut stream = client::connect(socket).await?.events(request).await?.into_inner();
+    while let Some(event) = stream.message().await? {
+        if args.json { print_json(&EventJson::from(event))? } else { print(&view::event(&event))? }
+    }
+    Ok(())
+}
+
+/// An event with its facts as an object rather than as text in text.
+#[derive(Serialize)]
+struct EventJson {
+    at: String,
+    node: String,
+    container: String,
+    kind: String,
+    message: String,
+    detail: serde_json::Value,
+}
+
+impl From<Event> for EventJson {
+    fn from(event: Event) -> Self {
+        let detail = serde_json::from_str(&event.detail_json).unwrap_or_default();
+        let Event { at, node, container, kind, message, .. } = event;
+        Self { at, node, container, kind, message, detail }
+    }
+}
+
+async fn logs(socket: &Path, args: args::Logs) -> Result<(), CliError> {
+    let request = LogsRequest { name: args.name, follow: args.follow };
+    let mut stream = client::connect(socket).await?.logs(request).await?.into_inner();
+    while let Some(chunk) = stream.message().await? {
+        let mut out = stdout().lock();
+        if out.write_all(&chunk.data).and_then(|()| out.flush()).is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// The node's own checks, and the store's.
+async fn examine(args: args::Doctor) -> Result<(), CliError> {
+    let config = NodeConfig::load(&args.config).map_err(|err| CliError::Input(err.to_string()))?;
+    let store = store_check(&config).await;
+    let checked = tokio::task::spawn_blocking(move || doctor::run(&config)).await;
+    let mut checks = checked.map_err(|err| CliError::Input(format!("the checks ended abnormally: {err}")))?;
+    checks.push(store);
+    if args.json {
+        print_json(&doctor::render_json(&checks))?;
+    } else {
+        print(doctor::render_text(&checks).trim_end())?;
+    }
+    if doctor::exit_code(&checks) == 0 { Ok(()) } else { Err(CliError::Unfit) }
+}
+
+async fn store_check(config: &NodeConfig) -> doctor::Check {
+    let url = config.store.as_str();
+    let outcome = async {
+        let store = Store::open(url).await?;
+        store.probe_create_only().await
+    };
+    const TITLE: &str = "store";
+    match outcome.await {
+        Ok(()) => doctor::Check::ok("store.create-only", TITLE, format!("{url} creates an object once only")),
+        Err(error) => {
+            let remedy = "every node needs the same store, writable, with create-only writes (docs/formats.md)";
+            doctor::Check::fail("store.create-only", TITLE, crate::chain(&error), remedy)
+        }
+    }
+}

@@ -1,0 +1,141 @@
+use std::{fs, path::PathBuf};
+
+use super::*;
+use crate::config::NodeConfig;
+
+fn config(extra: &str) -> NodeConfig {
+    let text = format!("node = \"ha1\"\nstore = \"file:///srv/ha-store\"\n{extra}");
+    NodeConfig::parse(&text, "node.toml", "/nonexistent/ha-agent".into()).unwrap()
+}
+
+/// Says why a test cannot run here; the caller returns.
+fn skipped(test: &str, without: &[&str]) -> bool {
+    let found = |program: &str| {
+        std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()))
+    };
+    let missing: Vec<&str> = without.iter().copied().filter(|program| !found(program)).collect();
+    let why = match (nix::unistd::geteuid().is_root(), missing.is_empty()) {
+        (false, _) => "not root".to_owned(),
+        (true, false) => format!("{} not installed", missing.join(", ")),
+        (true, true) => return false,
+    };
+    println!("SKIPPED {test}: {why}");
+    true
+}
+
+fn check<'a>(checks: &'a [Check], id: &str) -> &'a Check {
+    checks.iter().find(|check| check.id == id).unwrap_or_else(|| panic!("no check {id}"))
+}
+
+#[test]
+fn every_check_has_one_id_and_trouble_has_a_remedy() {
+    let checks = run(&config(""));
+    let mut ids: Vec<_> = checks.iter().map(|check| check.id).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!(ids.len(), checks.len());
+    for check in &checks {
+        assert!(!check.found.is_empty() && !check.found.contains('\n'), "{check:?}");
+        let trouble = matches!(check.verdict, Verdict::Warn | Verdict::Fail);
+        assert_eq!(check.remedy.is_some(), trouble, "{check:?}");
+    }
+    assert_eq!(check(&checks, "agent").verdict, Verdict::Fail);
+    assert_eq!(exit_code(&checks), 1);
+}
+
+#[test]
+fn a_process_with_a_socket_is_dumped_and_restored_and_nothing_stays() {
+    if skipped("a_process_with_a_socket_is_dumped_and_restored_and_nothing_stays", &["criu", "setsid"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let took = trial::run("criu", dir.path()).unwrap_or_else(|error| panic!("{}", tool::chain(&error)));
+    assert!(!took.dump.is_zero() && !took.restore.is_zero());
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "images were left behind");
+    let ours = format!("PPid:\t{}\n", std::process::id());
+    let left: Vec<PathBuf> = fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| fs::read_to_string(path.join("status")).is_ok_and(|status| status.contains(&ours)))
+        .filter(|path| fs::read(path.join("cmdline")).is_ok_and(|line| line.starts_with(b"sleep\x00600")))
+        .collect();
+    assert_eq!(left, [PathBuf::new(); 0], "processes were left behind");
+}
+
+#[test]
+fn a_criu_that_fails_is_quoted_and_its_subject_ended() {
+    if skipped("a_criu_that_fails_is_quoted_and_its_subject_ended", &["setsid"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let error = trial::run("false", dir.path()).map(|_| ()).unwrap_err();
+    assert!(tool::chain(&error).starts_with("criu dump failed"), "{}", tool::chain(&error));
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn without_criu_what_needs_it_does_not_apply() {
+    let checks = criu::checks("/nonexistent/criu", Path::new("/tmp"));
+    assert_eq!(check(&checks, "criu.version").verdict, Verdict::Fail);
+    assert!(check(&checks, "criu.version").found.contains("not installed"));
+    assert_eq!(check(&checks, "criu.trial").verdict, Verdict::NotApplicable);
+}
+
+#[test]
+fn an_overlay_leaves_no_mount_and_no_directory() {
+    if skipped("an_overlay_leaves_no_mount_and_no_directory", &[]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let before = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let check = disk::overlay(&dir.path().join("not/there/yet"));
+    let ours = dir.path().to_str().unwrap();
+    assert!(check.found.contains("not there yet"), "{check:?}");
+    assert!(!fs::read_to_string("/proc/self/mountinfo").unwrap().contains(ours), "{before}");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    assert!(matches!(check.verdict, Verdict::Ok | Verdict::Fail));
+}
+
+#[test]
+fn links_are_made_outside_this_network_namespace() {
+    if skipped("links_are_made_outside_this_network_namespace", &[]) {
+        return;
+    }
+    let checks = network::checks();
+    assert_eq!(check(&checks, "network.links").verdict, Verdict::Ok, "{checks:?}");
+    assert!(!Path::new("/sys/class/net/ha-doctor").exists());
+}
+
+#[test]
+fn a_tool_that_does_not_end_is_ended() {
+    let error = tool::run("sleep", &["600"], std::time::Duration::from_millis(50)).map(|_| ()).unwrap_err();
+    assert!(matches!(error, tool::ToolError::Timeout { .. }), "{error}");
+}
+
+#[test]
+fn output_is_kept_and_bounded() {
+    let output =
+        tool::run("sh", &["-c", "echo out; echo err >&2; exit 3"], std::time::Duration::from_secs(10)).unwrap();
+    assert_eq!((output.code, output.text.as_str(), output.last_line().as_str()), (3, "out\nerr\n", "err"));
+    let much = tool::run("head", &["-c", "1000000", "/dev/zero"], std::time::Duration::from_secs(10)).unwrap();
+    assert_eq!(much.text.len(), 64 << 10);
+}
+
+#[test]
+fn only_failures_make_the_exit_code_1() {
+    let ok = Check::ok("a", "A", "fine");
+    let warn = Check::warn("b", "B", "slow", "hurry");
+    let none = Check::not_applicable("c", "C", "nothing");
+    let fail = Check::fail("d", "D", "broken", "mend it");
+    assert_eq!(exit_code(&[ok.clone(), warn.clone(), none.clone()]), 0);
+    let all = [ok, warn, none, fail];
+    assert_eq!(exit_code(&all), 1);
+    let text = render_text(&all);
+    assert_eq!(
+        text,
+        "ok    A  fine\nWARN  B  slow\n         → hurry\nn/a   C  nothing\nFAIL  D  broken\n         → mend it\n\
+         1 ok, 1 warnings, 1 failures, 1 not applicable\n"
+    );
+    let json = render_json(&all);
+    assert_eq!((&json["exit_code"], &json["checks"][2]["verdict"]), (&1.into(), &"not-applicable".into()));
+}

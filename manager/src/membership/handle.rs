@@ -1,0 +1,214 @@
+//! What the rest of the manager holds: the running membership, and the service its peers call.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use ha_proto::peer as pb;
+use tokio::{sync::broadcast, task::JoinHandle};
+use tonic::{Request, Response, Status};
+
+use super::{
+    config::{Config, ConfigError},
+    core::{Core, Me},
+    message::{Boot, Event, Gossip, Input, Liveness, Request as Asked},
+    shell::Shared,
+    wire::{self, WireError},
+};
+use crate::spec::NodeName;
+
+/// Why membership did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The advertised address or a seed is not `host:port`.
+    #[error("membership: {0}")]
+    Address(WireError),
+}
+
+/// A peer as we see it now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerView {
+    pub name: NodeName,
+    /// `host:port` of its peer service.
+    pub address: String,
+    pub boot: Boot,
+    pub incarnation: u64,
+    pub liveness: Liveness,
+    /// When it became so.
+    pub since: Instant,
+    /// When the newest of our pings that it answered was *sent*: it has seen us then or later.
+    pub saw_us: Option<Instant>,
+}
+
+/// The running membership. Dropping it stops probing, without telling anybody; see [`Membership::leave`].
+pub struct Membership {
+    shared: Arc<Shared>,
+    timer: JoinHandle<()>,
+    patience: Duration,
+}
+
+impl Membership {
+    /// Starts probing, on the current tokio runtime. `advertise` is the `host:port` under which peers reach our peer
+    /// service, `seeds` are addresses to join by, `boot` is drawn at each start.
+    ///
+    /// # Errors
+    /// A number out of range, or an address that is not `host:port`.
+    pub fn start(
+        config: Config,
+        me: NodeName,
+        advertise: String,
+        seeds: Vec<String>,
+        boot: Boot,
+    ) -> Result<Self, StartError> {
+        wire::check_address("advertised address", &advertise).map_err(StartError::Address)?;
+        for seed in &seeds {
+            wire::check_address("peer", seed).map_err(StartError::Address)?;
+        }
+        let cluster = config.cluster.clone();
+        let patience = config.probe_timeout * (config.max_health + 1);
+        let me = Me { name: me, address: advertise, boot };
+        let core = Core::new(config, me, seeds, rand::random(), Duration::ZERO)?;
+        let shared = Shared::new(cluster, Instant::now(), core);
+        let timer = tokio::spawn(shared.clone().run());
+        Ok(Self { shared, timer, patience })
+    }
+
+    /// All peers, by name; ourselves excluded.
+    pub fn peers(&self) -> Vec<PeerView> {
+        let origin = self.shared.origin;
+        self.shared.with(|core| {
+            let view = |peer: super::core::PeerState| PeerView {
+                name: peer.name,
+                address: peer.address,
+                boot: peer.boot,
+                incarnation: peer.incarnation,
+                liveness: peer.liveness,
+                since: origin + peer.since,
+                saw_us: peer.saw_us.map(|at| origin + at),
+            };
+            core.peers().map(view).collect()
+        })
+    }
+
+    /// What changes from now on. Subscribe first, then read [`Membership::peers`]; a receiver that lags reads it again.
+    pub fn subscribe(&self) -> broadcast::Receiver<Event> {
+        self.shared.events.subscribe()
+    }
+
+    /// 0 when this node is well; its timeouts are this plus one times as long.
+    pub fn health(&self) -> u32 {
+        self.shared.with(Core::health)
+    }
+
+    /// Tells the others that we stop, and returns when they know or a probe's time has passed. Peers then hold us for
+    /// left instead of searching; our own probing is over.
+    pub async fn leave(&self) {
+        self.shared.input(Input::Leave);
+        let told = async {
+            loop {
+                let settled = self.shared.settled.notified();
+                tokio::pin!(settled);
+                settled.as_mut().enable();
+                if self.shared.with(Core::calls_pending) == 0 {
+                    return;
+                }
+                settled.await;
+            }
+        };
+        // Whom the word has not reached finds out by probing.
+        let _ = tokio::time::timeout(self.patience, told).await;
+    }
+
+    /// To be called from the implementation of `ha.peer.v1.Peer`.
+    pub fn service(&self) -> MembershipService {
+        MembershipService { shared: self.shared.clone() }
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        self.timer.abort();
+    }
+}
+
+/// Answers what peers ask. Cheap to clone. Serve it with `max_decoding_message_size(ha_proto::peer::MAX_MESSAGE)`.
+#[derive(Clone)]
+pub struct MembershipService {
+    shared: Arc<Shared>,
+}
+
+impl MembershipService {
+    /// `ha.peer.v1.Peer/Ping`.
+    ///
+    /// # Errors
+    /// `FAILED_PRECONDITION` for another cluster, `INVALID_ARGUMENT` for a malformed message.
+    pub async fn ping(&self, request: Request<pb::PingRequest>) -> Result<Response<pb::PingReply>, Status> {
+        let source = source(&request);
+        let pb::PingRequest { envelope, seq } = request.into_inner();
+        let gossip = self.read(envelope, &source)?;
+        let (gossip, _) = self.ask(gossip, Asked::Ping).await?;
+        Ok(Response::new(pb::PingReply { envelope: Some(wire::envelope(&self.shared.cluster, gossip)), seq }))
+    }
+
+    /// `ha.peer.v1.Peer/PingIndirect`.
+    ///
+    /// # Errors
+    /// As [`MembershipService::ping`].
+    pub async fn ping_indirect(
+        &self,
+        request: Request<pb::PingIndirectRequest>,
+    ) -> Result<Response<pb::PingIndirectReply>, Status> {
+        let source = source(&request);
+        let pb::PingIndirectRequest { envelope, seq, target, timeout_ms } = request.into_inner();
+        let gossip = self.read(envelope, &source)?;
+        let asked = wire::indirect(target, timeout_ms).map_err(|error| self.refuse(&source, &error))?;
+        let (gossip, answered) = self.ask(gossip, asked).await?;
+        let envelope = Some(wire::envelope(&self.shared.cluster, gossip));
+        Ok(Response::new(pb::PingIndirectReply { envelope, seq, answered }))
+    }
+
+    /// For the other calls of the peer service: who calls, when the envelope is sound and of our cluster.
+    ///
+    /// # Errors
+    /// As [`MembershipService::ping`].
+    pub fn caller<T>(&self, request: &Request<T>, envelope: Option<pb::Envelope>) -> Result<NodeName, Status> {
+        self.read(envelope, &source(request)).map(|gossip| gossip.from)
+    }
+
+    /// For the other calls of the peer service: our envelope, without news.
+    pub fn envelope(&self) -> pb::Envelope {
+        let gossip = self.shared.with(|core| Gossip {
+            from: core.me().name.clone(),
+            address: core.me().address.clone(),
+            boot: core.me().boot,
+            incarnation: core.incarnation(),
+            rumours: Vec::new(),
+        });
+        wire::envelope(&self.shared.cluster, gossip)
+    }
+
+    fn read(&self, envelope: Option<pb::Envelope>, source: &str) -> Result<Gossip, Status> {
+        wire::gossip(&self.shared.cluster, envelope).map_err(|error| self.refuse(source, &error))
+    }
+
+    fn refuse(&self, source: &str, error: &WireError) -> Status {
+        self.shared.refused(source, error);
+        match error {
+            WireError::Cluster { .. } => Status::failed_precondition(error.to_string()),
+            _ => Status::invalid_argument(error.to_string()),
+        }
+    }
+
+    async fn ask(&self, gossip: Gossip, request: Asked) -> Result<(Gossip, bool), Status> {
+        let answer = self.shared.asked(gossip, request);
+        // The core answers everything it is asked; only its end drops the sender.
+        answer.await.map_err(|_| Status::unavailable("this manager is stopping"))
+    }
+}
+
+fn source<T>(request: &Request<T>) -> String {
+    request.remote_addr().map_or_else(|| "unknown".to_owned(), |address| address.ip().to_string())
+}

@@ -1,0 +1,395 @@
+//! The room against the real kernel, in namespaces of its own. What measures prints what it measured.
+
+use std::{
+    io::Write,
+    os::unix::fs::MetadataExt,
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{
+    arp::{Arp, ETHERTYPE},
+    packet::PacketSocket,
+    testing::{attached, config, connect, eventually, exchange, hears, ip, isolated, name, run, run_in},
+    *,
+};
+
+/// Longer than the kernel waits before it sends unanswered data again (200 ms).
+const QUIET: Duration = Duration::from_millis(300);
+
+fn reachable(from: &Attachment, to: std::net::Ipv4Addr) -> bool {
+    netns::enter(&from.netns, || {
+        let socket = std::net::UdpSocket::bind((from.identity.ip, 0))?;
+        socket.connect((to, 9))?;
+        socket.set_read_timeout(Some(Duration::from_millis(300)))?;
+        socket.send(b"x")?;
+        // Nothing listens there: whoever has the address says so at once.
+        Ok(socket.recv(&mut [0; 1]).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused))
+    })
+    .unwrap()
+}
+
+fn is_bridge_port(link: &str) -> bool {
+    run(&format!("ip -o link show {link}")).contains(" master ha0 ")
+}
+
+#[test]
+fn the_bridge_is_made_once_and_as_it_should_be() {
+    let Some(node) = isolated("the_bridge_is_made_once_and_as_it_should_be") else { return };
+    run("ip link add up0 type veth peer name wire0");
+    let network = node.network(Some((ip(1), 24)), Some("up0"));
+    let made = run("ip -d link show ha0");
+    for setting in ["forward_delay 0 ", "ageing_time 30000 ", "stp_state 0 ", "mcast_snooping 0 ", ",UP"] {
+        assert!(made.contains(setting), "{setting:?} is not in {made}");
+    }
+    assert!(run("ip -4 -o addr show ha0").contains("10.77.0.1/24 brd 10.77.0.255"));
+    assert!(is_bridge_port("up0"));
+    let mac = |link| bridge::mac(&network.rtnl().link(link).unwrap().unwrap()).unwrap();
+    assert_eq!(mac("ha0"), mac("up0"), "switches that check senders know the uplink's address only");
+    network.ensure_bridge().unwrap();
+    Network::new(config(Some((ip(1), 24)), Some("up0"))).unwrap().ensure_bridge().unwrap();
+    let settings = |text: &str| text.split_whitespace().filter(|w| !w.contains('.')).collect::<Vec<_>>().join(" ");
+    assert_eq!(settings(&run("ip -d link show ha0")), settings(&made));
+}
+
+#[test]
+fn what_cannot_be_the_bridge_or_the_uplink_is_refused_and_left_alone() {
+    let Some(_node) = isolated("what_cannot_be_the_bridge_or_the_uplink_is_refused_and_left_alone") else { return };
+    let ensure = |address, uplink| Network::new(config(address, uplink)).unwrap().ensure_bridge().unwrap_err();
+    assert!(matches!(ensure(None, Some("none0")), NetworkError::UplinkMissing { .. }));
+    assert!(!run("ip -o link").contains("ha0"), "a refused uplink still made a bridge");
+
+    run("ip link add ha0 type veth peer name other0");
+    let error = ensure(None, None);
+    assert!(matches!(error, NetworkError::NotABridge { .. }), "{error}");
+    assert!(error.to_string().contains("ha0 exists and is a veth link"), "{error}");
+    run("ip link del ha0");
+
+    run("ip link add ha0 type bridge stp_state 1");
+    assert!(matches!(ensure(None, None), NetworkError::SpanningTree { .. }));
+    run("ip link del ha0");
+
+    run("ip link add up0 type veth peer name wire0");
+    run("ip link add br7 type bridge");
+    run("ip link set up0 master br7");
+    assert!(matches!(ensure(None, Some("up0")), NetworkError::UplinkTaken { .. }));
+    run("ip link set up0 nomaster up");
+    run("ip link set wire0 up");
+    run("ip addr add 10.77.0.9/24 dev up0");
+    assert!(matches!(ensure(None, Some("up0")), NetworkError::UplinkAddressed { .. }));
+    assert!(matches!(ensure(Some((ip(8), 24)), Some("up0")), NetworkError::UplinkAddressed { .. }));
+    run("ip route add default via 10.77.0.254 dev up0");
+    assert!(matches!(ensure(Some((ip(9), 24)), Some("up0")), NetworkError::UplinkRouted { .. }));
+    run("ip route del default");
+
+    Network::new(config(Some((ip(9), 24)), Some("up0"))).unwrap().ensure_bridge().unwrap();
+    assert!(!run("ip -4 -o addr show up0").contains("10.77.0.9"), "the address was to move to the bridge");
+    assert!(run("ip -4 -o addr show ha0").contains("10.77.0.9/24"));
+    for bad in ["", "a/b", "a b", "sixteen-letters-", "."] {
+        let bad = NetworkConfig { bridge: bad.to_owned(), ..config(None, None) };
+        assert!(matches!(Network::new(bad), Err(NetworkError::LinkName { .. })));
+    }
+}
+
+#[test]
+fn a_container_is_built_mute_and_speaks_when_attached() {
+    let Some(node) = isolated("a_container_is_built_mute_and_speaks_when_attached") else { return };
+    let network = node.network(Some((ip(1), 24)), None);
+    let peer = attached(&network, "peer", 3);
+    let identity = NetIdentity { gateway: Some(ip(1)), ..network.identity(ip(2), None) };
+    let attachment = network.build(&name("c1"), &identity).unwrap();
+    let inside = run_in(&attachment.netns, "ip -o addr") + &run_in(&attachment.netns, "ip -o link");
+    for expected in ["inet 10.77.0.2/24", "inet 127.0.0.1/8", "02:68:0a:4d:00:02", ",UP"] {
+        assert!(inside.contains(expected), "{expected:?} is not in {inside}");
+    }
+    assert!(!inside.contains("inet6 fe80"), "{inside}");
+    assert!(run_in(&attachment.netns, "ip route").contains("default via 10.77.0.1 dev eth0"));
+    assert!(!is_bridge_port(&attachment.host_link));
+    assert!(!reachable(&attachment, ip(3)), "it spoke before it was attached");
+    assert!(!reachable(&attachment, ip(1)), "the node answered for itself on the host end");
+
+    network.attach(&attachment).unwrap();
+    assert!(is_bridge_port(&attachment.host_link));
+    assert!(reachable(&attachment, ip(3)) && reachable(&attachment, ip(1)) && reachable(&peer, ip(2)));
+    assert_eq!(network.find(&name("c1"), &identity).unwrap().as_ref(), Some(&attachment));
+    network.detach(&attachment).unwrap();
+    assert!(!reachable(&peer, ip(2)));
+    network.attach(&attachment).unwrap();
+    assert!(reachable(&peer, ip(2)));
+
+    network.teardown(&name("c1")).unwrap();
+    network.teardown(&name("c1")).unwrap();
+    assert_eq!(network.find(&name("c1"), &identity).unwrap(), None);
+    assert!(matches!(network.attach(&attachment), Err(NetworkError::NotBuilt { .. })));
+    assert!(matches!(network.detach(&attachment), Err(NetworkError::NotBuilt { .. })));
+    network.teardown(&name("peer")).unwrap();
+}
+
+#[test]
+fn a_question_asked_while_mute_is_answered_soon_after_attaching() {
+    let Some(node) = isolated("a_question_asked_while_mute_is_answered_soon_after_attaching") else { return };
+    let network = node.network(None, None);
+    attached(&network, "peer", 3);
+    let attachment = network.build(&name("c1"), &network.identity(ip(2), None)).unwrap();
+    let socket = netns::enter(&attachment.netns, || {
+        let socket = std::net::UdpSocket::bind((ip(2), 0))?;
+        socket.connect((ip(3), 9))?;
+        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+        socket.send(b"x")?;
+        Ok(socket)
+    })
+    .unwrap();
+    thread::sleep(Duration::from_millis(120));
+    network.attach(&attachment).unwrap();
+    let start = Instant::now();
+    assert_eq!(socket.recv(&mut [0; 1]).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+    let waited = start.elapsed();
+    println!("MEASURED first packet held back by ARP: answered {waited:?} after attaching");
+    assert!(run_in(&attachment.netns, "ip ntable show dev eth0").contains("retrans 200"));
+    assert!(waited < Duration::from_millis(500), "{waited:?}: the kernel's default retry is 1 s");
+    network.sweep(&[]).unwrap();
+}
+
+#[test]
+fn every_build_is_fresh_and_quick() {
+    let Some(node) = isolated("every_build_is_fresh_and_quick") else { return };
+    let network = node.network(None, None);
+    let mut times = Vec::new();
+    let (mut attach_times, mut teardown_times) = (Vec::new(), Vec::new());
+    let mut namespaces = Vec::new();
+    for _ in 0..10 {
+        let start = Instant::now();
+        network.teardown(&name("c1")).unwrap();
+        teardown_times.push(start.elapsed());
+        let start = Instant::now();
+        let attachment = network.build(&name("c1"), &network.identity(ip(2), None)).unwrap();
+        times.push(start.elapsed());
+        let start = Instant::now();
+        network.attach(&attachment).unwrap();
+        attach_times.push(start.elapsed());
+        // Kept open, so that the kernel cannot hand the same number out again.
+        namespaces.push(fs::File::open(&attachment.netns).unwrap());
+    }
+    // Over a leftover, too.
+    let again = network.build(&name("c1"), &network.identity(ip(2), None)).unwrap();
+    namespaces.push(fs::File::open(&again.netns).unwrap());
+    let mut inodes: Vec<_> = namespaces.iter().map(|file| file.metadata().unwrap().ino()).collect();
+    inodes.sort_unstable();
+    inodes.dedup();
+    assert_eq!(inodes.len(), 11, "a namespace was used twice");
+    times.sort_unstable();
+    attach_times.sort_unstable();
+    println!("MEASURED build: median {:?}, worst {:?}", times[5], times[9]);
+    teardown_times.sort_unstable();
+    println!("MEASURED teardown: median {:?}, worst {:?}", teardown_times[5], teardown_times[9]);
+    println!("MEASURED attach: median {:?}, worst {:?}", attach_times[5], attach_times[9]);
+    network.teardown(&name("c1")).unwrap();
+}
+
+#[test]
+fn a_failed_build_leaves_nothing() {
+    let Some(node) = isolated("a_failed_build_leaves_nothing") else { return };
+    let network = node.network(None, None);
+    // The kernel refuses a broadcast address as gateway, as the last step of all.
+    let identity = NetIdentity { gateway: Some(ip(255)), ..network.identity(ip(2), None) };
+    let error = network.build(&name("c1"), &identity).unwrap_err();
+    assert!(matches!(&error, NetworkError::Kernel { doing, .. } if doing.contains("default route")), "{error}");
+    assert!(!netns_path(&name("c1")).exists());
+    for (identity, why) in [
+        (NetIdentity { gateway: Some(ip(2)), ..network.identity(ip(2), None) }, "its own gateway"),
+        (NetIdentity { gateway: Some([10, 78, 0, 1].into()), ..network.identity(ip(2), None) }, "not in the"),
+        (NetIdentity { prefix_len: 33, ..network.identity(ip(2), None) }, "prefix length"),
+        (NetIdentity { prefix_len: 0, ..network.identity(ip(2), None) }, "prefix length"),
+        (network.identity(Ipv4Addr::UNSPECIFIED, None), "not a host's"),
+        (network.identity(ip(2), Some(Mac([1, 0, 0, 0, 0, 1]))), "unicast"),
+    ] {
+        let error = network.build(&name("c1"), &identity).unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+    }
+    run("ip link del ha0");
+    assert!(matches!(network.build(&name("c1"), &network.identity(ip(2), None)), Err(NetworkError::NoBridge { .. })));
+}
+
+#[test]
+fn a_teardown_goes_on_after_an_error_and_reports_it() {
+    let Some(node) = isolated("a_teardown_goes_on_after_an_error_and_reports_it") else { return };
+    let network = node.network(None, None);
+    let attachment = attached(&network, "c1", 2);
+    netns::remove(&attachment.netns).unwrap();
+    fs::create_dir(&attachment.netns).unwrap(); // cannot be removed as a file
+    let error = network.teardown(&name("c1")).unwrap_err();
+    let NetworkError::Incomplete(failures) = &error else { panic!("{error}") };
+    assert_eq!(failures.errors.len(), 1);
+    assert!(error.to_string().contains("ha-c1 failed: Is a directory"), "{error}");
+    fs::remove_dir(&attachment.netns).unwrap();
+}
+
+#[test]
+fn a_sweep_takes_leftovers_and_nothing_else() {
+    let Some(node) = isolated("a_sweep_takes_leftovers_and_nothing_else") else { return };
+    let network = node.network(None, None);
+    for (container, last) in [("keep", 2), ("lost", 3), ("half", 4)] {
+        attached(&network, container, last);
+    }
+    netns::remove(&netns_path(&name("half"))).unwrap();
+    fs::write(Path::new(netns::DIRECTORY).join("other"), "").unwrap();
+    run("ip link add hv-mine type veth peer name hv012345678z");
+    let mut removed = network.sweep(&[name("keep")]).unwrap();
+    removed.sort_unstable();
+    let mut expected =
+        vec!["/run/netns/ha-lost".to_owned(), host_link_name(&name("half")), host_link_name(&name("lost"))];
+    expected.sort_unstable();
+    assert_eq!(removed, expected);
+    let links = run("ip -o link");
+    assert!(links.contains("hv-mine") && links.contains(&host_link_name(&name("keep"))), "{links}");
+    fs::remove_file(Path::new(netns::DIRECTORY).join("other")).unwrap();
+    assert_eq!(network.sweep(&[]).unwrap().len(), 2);
+    assert!(network.sweep(&[]).unwrap().is_empty());
+}
+
+#[test]
+fn announcements_are_seen_in_both_forms_and_repeated() {
+    let Some(node) = isolated("announcements_are_seen_in_both_forms_and_repeated") else { return };
+    let network = node.network(None, None);
+    let (bridge, _) = bridge::find(&mut network.rtnl(), "ha0").unwrap();
+    let watch = PacketSocket::open(bridge, ETHERTYPE).unwrap();
+    let attachment = network.build(&name("c1"), &network.identity(ip(2), None)).unwrap();
+    let start = Instant::now();
+    network.attach(&attachment).unwrap();
+    let (mut requests, mut replies, mut at) = (0, 0, Vec::new());
+    let mut buffer = [0; 128];
+    while let Some((frame, _)) = watch.receive(&mut buffer, start + Duration::from_millis(1500)).unwrap() {
+        let arp = Arp::parse(frame).unwrap();
+        assert_eq!((arp.sender_mac, arp.sender_ip), (attachment.identity.mac.0, ip(2)));
+        if arp == Arp::announcement(ip(2), attachment.identity.mac) {
+            requests += 1
+        } else {
+            replies += 1
+        }
+        at.push(start.elapsed().as_millis());
+    }
+    println!("MEASURED announcements at {at:?} ms after attaching");
+    assert_eq!((requests, replies), (10, 5));
+    assert!(*at.last().unwrap() > 500);
+    network.teardown(&name("c1")).unwrap();
+}
+
+#[test]
+fn nothing_passes_a_closed_gate_and_connections_outlive_it() {
+    let Some(node) = isolated("nothing_passes_a_closed_gate_and_connections_outlive_it") else { return };
+    let network = node.network(None, None);
+    let (server, client) = (attached(&network, "server", 2), attached(&network, "client", 3));
+    let mut connection = connect(&client, &server, 7000);
+    exchange(&mut connection.client, &mut connection.server).unwrap();
+    let mut gate = network.gate(&name("server")).unwrap();
+
+    gate.close().unwrap();
+    gate.close().unwrap();
+    connection.client.write_all(b"hello").unwrap();
+    connection.server.write_all(b"hello").unwrap();
+    assert!(!hears(&mut connection.server, QUIET), "a closed gate let something in");
+    assert!(!hears(&mut connection.client, QUIET), "a closed gate let something out");
+    assert!(!reachable(&client, ip(2)) && !reachable(&server, ip(3)));
+    // A change of the link makes the kernel enable a disabled port. It must not open the gate.
+    run(&format!("ip link set {} arp on", server.host_link));
+    run(&format!("ip link set {} arp off", server.host_link));
+    assert!(run("bridge link show").contains("state listening"), "the gate opened by itself");
+    assert!(!hears(&mut connection.client, QUIET), "the gate opened by itself");
+
+    gate.open().unwrap();
+    assert!(hears(&mut connection.server, Duration::from_secs(5)), "nothing came in after opening");
+    assert!(hears(&mut connection.client, Duration::from_secs(5)), "nothing came out after opening");
+    for stream in [&mut connection.client, &mut connection.server] {
+        std::io::Read::read_exact(stream, &mut [0; 5]).unwrap();
+    }
+    exchange(&mut connection.client, &mut connection.server).unwrap();
+
+    let (mut closing, mut opening) = (Vec::new(), Vec::new());
+    for _ in 0..200 {
+        let start = Instant::now();
+        gate.close().unwrap();
+        closing.push(start.elapsed());
+        let start = Instant::now();
+        gate.open().unwrap();
+        opening.push(start.elapsed());
+    }
+    exchange(&mut connection.client, &mut connection.server).unwrap();
+    for (what, times) in [("close", &mut closing), ("open", &mut opening)] {
+        times.sort_unstable();
+        println!("MEASURED gate {what}: median {:?}, p95 {:?}, worst {:?}", times[100], times[190], times[199]);
+    }
+    network.detach(&server).unwrap();
+    assert!(matches!(gate.close(), Err(NetworkError::NotAttached { .. })));
+    network.sweep(&[]).unwrap();
+    assert!(matches!(gate.open(), Err(NetworkError::NotAttached { .. })));
+    assert!(matches!(network.gate(&name("server")), Err(NetworkError::NotBuilt { .. })));
+}
+
+#[test]
+fn a_probe_finds_who_has_the_address() {
+    let Some(node) = isolated("a_probe_finds_who_has_the_address") else { return };
+    for address in [None, Some((ip(1), 24))] {
+        let network = node.network(address, None);
+        let other = attached(&network, "other", 5);
+        let ours = network.identity(ip(6), None).mac;
+        let start = Instant::now();
+        let found = probe(ip(5), "ha0", PROBE_TIMEOUT, ours).unwrap();
+        println!("MEASURED conflict found after {:?} (bridge address {address:?})", start.elapsed());
+        assert_eq!(found, Some(Conflict { mac: other.identity.mac, kind: ConflictKind::InUse }));
+        let found = probe(ip(5), "ha0", PROBE_TIMEOUT, other.identity.mac).unwrap();
+        assert_eq!(found.unwrap().kind, ConflictKind::StillRunning);
+
+        eventually("the announcements' end", || {
+            let start = Instant::now();
+            let found = probe(ip(6), "ha0", PROBE_TIMEOUT, ours).unwrap();
+            assert_eq!(found, None);
+            assert!(start.elapsed() >= PROBE_TIMEOUT);
+            true
+        });
+        network.sweep(&[]).unwrap();
+    }
+    assert!(matches!(probe(ip(5), "none0", PROBE_TIMEOUT, Mac([2; 6])), Err(NetworkError::NoBridge { .. })));
+}
+
+#[test]
+fn a_probe_finds_another_prober_and_a_flood_does_not_hold_it() {
+    let Some(node) = isolated("a_probe_finds_another_prober_and_a_flood_does_not_hold_it") else { return };
+    let network = node.network(None, None);
+    let other = attached(&network, "other", 5);
+    let socket = netns::enter(&other.netns, || {
+        let index = Rtnl::open()?.link("eth0")?.unwrap().header.index;
+        PacketSocket::open(index, 0)
+    })
+    .unwrap();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    thread::scope(|scope| {
+        // Broken frames and other people's questions, as many as go.
+        scope.spawn(|| {
+            let question = Arp::request(ip(5), other.identity.mac, ip(9)).frame();
+            let mut broken = question;
+            broken[18] = 255;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let _ = socket.send(&question);
+                let _ = socket.send(&broken);
+                let _ = socket.send(&question[..20]);
+            }
+        });
+        let start = Instant::now();
+        assert_eq!(probe(ip(6), "ha0", PROBE_TIMEOUT, Mac([2; 6])).unwrap(), None);
+        let took = start.elapsed();
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(took < PROBE_TIMEOUT * 3, "{took:?}");
+    });
+    let prober = Mac([2, 9, 9, 9, 9, 9]);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..10 {
+                thread::sleep(Duration::from_millis(10));
+                socket.send(&Arp::probe(ip(6), prober).frame()).unwrap();
+            }
+        });
+        let found = probe(ip(6), "ha0", PROBE_TIMEOUT, Mac([2; 6])).unwrap();
+        assert_eq!(found, Some(Conflict { mac: prober, kind: ConflictKind::Probing }));
+    });
+    network.sweep(&[]).unwrap();
+}

@@ -1,0 +1,213 @@
+//! `apply`: a specification becomes a container.
+
+use std::{path::PathBuf, sync::Arc};
+
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+
+use super::Node;
+use crate::{
+    api::ApiError,
+    image,
+    ownership::{self, Claim, Claimant},
+    recovery::{Begin, Command, Order, ProgressSender},
+    spec::{ContainerName, ContainerSpec, Epoch, MountSource},
+    store::{
+        StoreError,
+        apps::{self, App, AppContent, PutApp},
+    },
+};
+
+impl Node {
+    /// Registers and starts a container, or takes over what changed of one that runs here.
+    pub async fn apply(
+        self: &Arc<Self>,
+        mut spec: ContainerSpec,
+        base_dir: PathBuf,
+        recreate: bool,
+        progress: ProgressSender,
+    ) -> Result<Value, ApiError> {
+        let name = spec.name.clone();
+        resolve_binds(&mut spec, &base_dir);
+        self.check_address(&spec)?;
+        let newest = apps::newest(&self.ctx.store, &name).await.map_err(unavailable)?;
+        let generation = newest.as_ref().map_or(0, |app| app.generation);
+        let old = newest.and_then(|app| app.content);
+        progress.step(format!("{name}: making the image {} ready", spec.image));
+        let image = self.import(&spec, &base_dir, &progress).await?;
+        let content = AppContent { spec, image };
+        if let Some(old) = old {
+            if old == content && self.has(&name) {
+                return Ok(json!({"message": format!("{name} is unchanged"), "changed": false}));
+            }
+            if self.has(&name) && only_policy_differs(&old, &content) {
+                let app = self.register(generation, content).await?;
+                self.tell(&app).await;
+                return Ok(json!({"message": format!("{name} updated; it goes on running"), "changed": true}));
+            }
+            if !recreate && self.has(&name) {
+                let what = format!(
+                    "{name} runs already and this change needs a new container, which loses its state: apply with --recreate, \
+                     or remove it first with `ha-manager rm {name}`"
+                );
+                return Err(ApiError::Refused(what));
+            }
+            self.order(&name, Order::Remove, progress.clone()).await?;
+        }
+        let newest = apps::newest(&self.ctx.store, &name).await.map_err(unavailable)?;
+        self.create(newest.map_or(0, |app| app.generation), content, progress).await
+    }
+
+    async fn create(
+        self: &Arc<Self>,
+        generation: u64,
+        content: AppContent,
+        progress: ProgressSender,
+    ) -> Result<Value, ApiError> {
+        let name = content.spec.name.clone();
+        for needed in &content.spec.depends_on {
+            self.wait_for(needed, &progress).await?;
+        }
+        let identity = self.identity(&content).await.map_err(|err| ApiError::failed(&err))?;
+        let app = self.register(generation, content.clone()).await?;
+        let store = &self.ctx.store;
+        let held = ownership::current(store, &name).await.map_err(|err| ApiError::Unavailable(crate::chain(&err)))?;
+        let claimant = Claimant::new(self.name().clone());
+        let expected: Option<Epoch> = held.map(|owner| owner.epoch);
+        let claim = ownership::claim(store, &name, expected, &claimant).await.map_err(|err| ApiError::failed(&err))?;
+        let owner = match claim {
+            Claim::Won(owner) => owner,
+            Claim::Lost(other) => {
+                return Err(ApiError::Refused(format!("{name} was started on node {} at the same time", other.node)));
+            }
+        };
+        ownership::take_base(store, &name, &owner).await.map_err(|err| ApiError::failed(&err))?;
+        let (reply, outcome) = oneshot::channel();
+        if !self.start(app, content, owner, identity, Begin::Cold { progress, reply }) {
+            return Err(ApiError::Refused(format!("{name} is being started here already")));
+        }
+        outcome
+            .await
+            .map_err(|_| ApiError::Failed(format!("{name}: the start was given up; see `ha-manager events {name}`")))?
+    }
+
+    async fn import(
+        &self,
+        spec: &ContainerSpec,
+        base_dir: &std::path::Path,
+        progress: &ProgressSender,
+    ) -> Result<crate::spec::ImageRecord, ApiError> {
+        let source = image::classify(&spec.image, base_dir).map_err(|err| ApiError::Invalid(crate::chain(&err)))?;
+        let options = image::ImportOptions::new(self.ctx.config.state_dir.join("import"));
+        let (shown, name) = (progress.clone(), spec.name.clone());
+        let show: image::Progress = Arc::new(move |event| show(&shown, &name, event));
+        let imported = image::import(&source, &spec.image, &self.ctx.store, &options, &show).await;
+        imported.map_err(|err| ApiError::failed(&err))
+    }
+
+    async fn register(&self, generation: u64, content: AppContent) -> Result<App, ApiError> {
+        let name = content.spec.name.clone();
+        match apps::put(&self.ctx.store, &name, generation, Some(content)).await.map_err(unavailable)? {
+            PutApp::Stored(_) => {}
+            PutApp::Conflict(_) => {
+                return Err(ApiError::Refused(format!(
+                    "{name} was changed by somebody else at the same time; apply again"
+                )));
+            }
+        }
+        let app = apps::newest(&self.ctx.store, &name).await.map_err(unavailable)?;
+        app.ok_or_else(|| ApiError::Failed(format!("{name}: the store lost what was just written to it")))
+    }
+
+    async fn tell(&self, app: &App) {
+        let Some(content) = &app.content else { return };
+        let inbox = self.actors().get(&content.spec.name).map(|actor| actor.inbox.clone());
+        if let Some(inbox) = inbox {
+            // An actor that ends just now has nothing to update.
+            let _ = inbox.send(Command::Update(Box::new(app.clone()))).await;
+        }
+    }
+
+    fn check_address(&self, spec: &ContainerSpec) -> Result<(), ApiError> {
+        let network = &self.ctx.config.network;
+        match spec.network.ipv4 {
+            Some(ip) if !network.is_assignable(ip) => {
+                let subnet = network.subnet();
+                Err(ApiError::Invalid(format!(
+                    "{}: address {ip} cannot be used here: it has to be a free host address in {subnet}, the network of bridge {}",
+                    spec.name, network.bridge
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits until a container that another one depends on is healthy (without a healthcheck: running), anywhere.
+    async fn wait_for(&self, needed: &crate::spec::ContainerName, progress: &ProgressSender) -> Result<(), ApiError> {
+        const PATIENCE: std::time::Duration = std::time::Duration::from_secs(120);
+        progress.step(format!("waiting for {needed}"));
+        let deadline = std::time::Instant::now() + PATIENCE;
+        loop {
+            let status = crate::api::gather_status(self, false).await;
+            let ready = status.containers.iter().any(|container| {
+                container.name == needed.as_str()
+                    && container.phase == "running"
+                    && matches!(container.health.as_str(), "healthy" | "none")
+            });
+            if ready {
+                return Ok(());
+            }
+            if std::time::Instant::now() > deadline {
+                return Err(ApiError::Refused(format!(
+                    "{needed}, which this container depends on, is not healthy after {PATIENCE:?}"
+                )));
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        }
+    }
+}
+
+/// Host binds are written relative to the Compose file.
+fn resolve_binds(spec: &mut ContainerSpec, base_dir: &std::path::Path) {
+    for mount in &mut spec.mounts {
+        if let MountSource::HostBind { path } = &mut mount.source
+            && path.is_relative()
+        {
+            *path = base_dir.join(&*path);
+        }
+    }
+}
+
+/// True when the running container can go on as it is under the new description.
+fn only_policy_differs(old: &AppContent, new: &AppContent) -> bool {
+    let mut adjusted = old.spec.clone();
+    adjusted.keep = new.spec.keep;
+    adjusted.recovery = new.spec.recovery.clone();
+    adjusted.depends_on = new.spec.depends_on.clone();
+    let same_kind = std::mem::discriminant(&old.spec.state) == std::mem::discriminant(&new.spec.state);
+    if same_kind {
+        adjusted.state = new.spec.state;
+    }
+    old.image == new.image && adjusted == new.spec
+}
+
+fn unavailable(error: StoreError) -> ApiError {
+    ApiError::Unavailable(crate::chain(&error))
+}
+
+fn show(progress: &ProgressSender, name: &ContainerName, event: image::Event) {
+    use image::Event::{Converting, Fetching, Note, Pulling, Ready, Stored, Unpacking};
+    let of = |layer: usize, layers: usize| format!("{name}: layer {layer} of {layers}");
+    match event {
+        Pulling { layer, layers, bytes, of: total } => {
+            progress.bytes(format!("{}: pulling", of(layer, layers)), bytes, total)
+        }
+        Converting { layer, layers } => progress.step(format!("{}: converting", of(layer, layers))),
+        Stored { layer, layers, uploaded: true, .. } => progress.step(format!("{}: stored", of(layer, layers))),
+        Stored { layer, layers, .. } => progress.step(format!("{}: in the store already", of(layer, layers))),
+        Fetching { layer, layers, .. } => progress.step(format!("{}: fetching", of(layer, layers))),
+        Unpacking { layer, layers } => progress.step(format!("{}: unpacking", of(layer, layers))),
+        Ready { layer, layers, .. } => progress.step(format!("{}: ready", of(layer, layers))),
+        Note { text } => progress.step(format!("{name}: {text}")),
+    }
+}

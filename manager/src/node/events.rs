@@ -1,0 +1,202 @@
+//! What happened on this node: kept in memory for readers, on disk across restarts, and in the log for operators.
+//!
+//! Kinds are stable identifiers, listed in `docs/events.md`.
+
+use std::{
+    collections::VecDeque,
+    fs::{self, File, OpenOptions},
+    io::{self, BufRead, BufReader, Write},
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use chrono::{SecondsFormat, Utc};
+use ha_proto::control::Event;
+use serde::{Deserialize, Serialize};
+use tokio::sync::broadcast;
+
+use crate::spec::{ContainerName, NodeName};
+
+/// Events kept in memory.
+const KEPT: usize = 4096;
+/// The file is begun anew (the old one kept as `.1`) at this size, in bytes.
+const FILE_MAX: u64 = 4 << 20;
+/// A line longer than this in the file is not one of ours.
+const LINE_MAX: usize = 64 << 10;
+
+#[derive(Debug)]
+pub struct EventLog {
+    node: NodeName,
+    inner: Mutex<Inner>,
+    sender: broadcast::Sender<Event>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    recent: VecDeque<Event>,
+    path: PathBuf,
+    file: File,
+    size: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Line {
+    at: String,
+    node: String,
+    container: String,
+    kind: String,
+    message: String,
+    detail: serde_json::Value,
+}
+
+impl EventLog {
+    /// Opens `<state_dir>/events.jsonl` and reads back what it holds; lines that are no events are passed over with a warning.
+    pub fn open(state_dir: &Path, node: NodeName) -> io::Result<Self> {
+        let path = state_dir.join("events.jsonl");
+        let mut recent = VecDeque::new();
+        for path in [path.with_extension("jsonl.1"), path.clone()] {
+            match File::open(&path) {
+                Ok(file) => read_back(file, &path, &mut recent)?,
+                Err(err) if err.kind() == io::ErrorKind::NotFound => {}
+                Err(err) => return Err(err),
+            }
+        }
+        let mut file = OpenOptions::new().create(true).append(true).open(&path)?;
+        // After a power cut the last line may be torn: what follows starts on a line of its own.
+        file.write_all(b"\n")?;
+        let size = file.metadata()?.len();
+        Ok(Self { node, inner: Mutex::new(Inner { recent, path, file, size }), sender: broadcast::channel(1024).0 })
+    }
+
+    /// Records an event. `detail` is its facts, for programs.
+    pub fn emit(&self, container: Option<&ContainerName>, kind: &str, message: &str, detail: serde_json::Value) {
+        let container = container.map(ContainerName::as_str).unwrap_or_default();
+        tracing::info!(container, kind, detail = %detail, "{message}");
+        let event = Event {
+            at: Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true),
+            node: self.node.to_string(),
+            container: container.to_owned(),
+            kind: kind.to_owned(),
+            message: message.to_owned(),
+            detail_json: detail.to_string(),
+        };
+        let mut inner = self.lock();
+        if let Err(err) = inner.append(&event, detail) {
+            tracing::warn!(error = %err, "the event could not be written to {}", inner.path.display());
+        }
+        inner.recent.push_back(event.clone());
+        if inner.recent.len() > KEPT {
+            inner.recent.pop_front();
+        }
+        // Sent under the lock, so that `since_start` sees each event either in the past or on the channel.
+        let _ = self.sender.send(event);
+    }
+
+    /// The past, and a channel with all that follows it.
+    pub fn since_start(&self) -> (Vec<Event>, broadcast::Receiver<Event>) {
+        let inner = self.lock();
+        (inner.recent.iter().cloned().collect(), self.sender.subscribe())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // A panic while the lock was held leaves a list of whole events: as good as before.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn append(&mut self, event: &Event, detail: serde_json::Value) -> io::Result<()> {
+        let mut line = serde_json::to_vec(&Line {
+            at: event.at.clone(),
+            node: event.node.clone(),
+            container: event.container.clone(),
+            kind: event.kind.clone(),
+            message: event.message.clone(),
+            detail,
+        })?;
+        line.push(b'\n');
+        if self.size + line.len() as u64 > FILE_MAX {
+            fs::rename(&self.path, self.path.with_extension("jsonl.1"))?;
+            self.file = OpenOptions::new().create(true).append(true).open(&self.path)?;
+            self.size = 0;
+        }
+        self.file.write_all(&line)?;
+        self.size += line.len() as u64;
+        Ok(())
+    }
+}
+
+fn read_back(file: File, path: &Path, recent: &mut VecDeque<Event>) -> io::Result<()> {
+    let mut unreadable = 0;
+    for line in BufReader::new(io::Read::take(file, 2 * FILE_MAX)).split(b'\n') {
+        let line = line?;
+        if line.is_empty() {
+            continue;
+        }
+        match (line.len() <= LINE_MAX).then(|| serde_json::from_slice::<Line>(&line)) {
+            Some(Ok(line)) => recent.push_back(Event {
+                at: line.at,
+                node: line.node,
+                container: line.container,
+                kind: line.kind,
+                message: line.message,
+                detail_json: line.detail.to_string(),
+            }),
+            _ => unreadable += 1,
+        }
+        if recent.len() > KEPT {
+            recent.pop_front();
+        }
+    }
+    if unreadable > 0 {
+        tracing::warn!("{unreadable} lines of {} are no events (a power cut leaves a torn one)", path.display());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn node() -> NodeName {
+        "n1".parse().unwrap()
+    }
+
+    #[test]
+    fn events_come_back_after_a_restart_even_behind_a_torn_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = EventLog::open(dir.path(), node()).unwrap();
+        log.emit(Some(&"c".parse().unwrap()), "checkpoint.committed", "done", json!({"frozen_ms": 1.5}));
+        drop(log);
+        let mut file = OpenOptions::new().append(true).open(dir.path().join("events.jsonl")).unwrap();
+        file.write_all(b"{\"at\":\"2026-").unwrap();
+        let log = EventLog::open(dir.path(), node()).unwrap();
+        let (past, mut live) = log.since_start();
+        assert_eq!(past.len(), 1);
+        assert_eq!(
+            (past[0].kind.as_str(), past[0].detail_json.as_str()),
+            ("checkpoint.committed", "{\"frozen_ms\":1.5}")
+        );
+        log.emit(None, "node.started", "again", json!({}));
+        assert_eq!(live.try_recv().unwrap().kind, "node.started");
+        drop(log);
+        let kinds: Vec<_> =
+            EventLog::open(dir.path(), node()).unwrap().since_start().0.into_iter().map(|e| e.kind).collect();
+        assert_eq!(kinds, ["checkpoint.committed", "node.started"]);
+    }
+
+    #[test]
+    fn the_file_and_the_memory_are_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = EventLog::open(dir.path(), node()).unwrap();
+        let long = "x".repeat(4000);
+        for _ in 0..KEPT + 10 {
+            log.emit(None, "k", &long, json!({}));
+        }
+        assert_eq!(log.since_start().0.len(), KEPT);
+        let total: u64 = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum();
+        assert!(total <= 2 * FILE_MAX, "{total}");
+    }
+}

@@ -1,0 +1,194 @@
+//! Starting and stopping. Whatever would make the node unfit is found before anything is touched, and named.
+
+use std::{
+    fs,
+    net::{SocketAddr, UdpSocket},
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    sync::{Arc, Mutex},
+};
+
+use anyhow::{Context, bail};
+use chrono::Utc;
+use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{AgentBinary, Ctx, EventLog, Node, lock::StateLock, watch};
+use crate::{
+    api,
+    checkpoint::{Dumper, Swrk},
+    config::NodeConfig,
+    membership::{self, Boot, Membership},
+    network::{Network, NetworkConfig},
+    recovery::Command,
+    runtime::Runc,
+    snapshot::Versions,
+    store::{NodeRecord, Store},
+};
+
+/// Runs the manager of this node until it is told to stop. Containers go on running afterwards.
+pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("the manager has to run as root: it builds network namespaces and dumps processes");
+    }
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    for dir in [&config.state_dir, &config.run_dir, &config.scratch] {
+        fs::create_dir_all(dir).with_context(|| format!("cannot make the directory {}", dir.display()))?;
+    }
+    fs::set_permissions(&config.state_dir, fs::Permissions::from_mode(0o700))?;
+    let _lock = StateLock::acquire(&config.state_dir)?;
+    let store = open_store(&config).await?;
+    let agent = AgentBinary::install(&config.agent, &config.state_dir)?;
+    agent.publish(&store).await.context("cannot put the agent into the store")?;
+    let network = Network::new(network_config(&config))?;
+    network.ensure_bridge()?;
+    let versions = versions(&config)?;
+
+    let boot = Boot::random();
+    let advertise = advertise(&config)?;
+    claim_name(&store, &config, &boot, &advertise).await?;
+    let events = Arc::new(EventLog::open(&config.state_dir, config.node.clone()).context("cannot open the event log")?);
+    let mut gossip = membership::Config::new(config.cluster.clone());
+    gossip.probe_interval = config.membership.probe_interval;
+    gossip.probe_timeout = config.membership.probe_timeout;
+    gossip.suspicion = config.membership.suspicion;
+    gossip.indirect_probes = config.membership.indirect_probes as usize;
+    let membership = Membership::start(gossip, config.node.clone(), advertise.clone(), config.peers.clone(), boot)?;
+    let runtime = Runc::new(&config.runtime, &config.runtime_root, &config.criu);
+    let dumper = Dumper::new(&config.criu);
+    let detail = json!({"version": env!("CARGO_PKG_VERSION"), "address": advertise, "criu": versions.criu});
+    events.emit(None, "node.started", "the manager is running", detail);
+    let ctx = Arc::new(Ctx { config, store, network, runtime, dumper, agent, events, membership, versions });
+    let node = Arc::new(Node { ctx, actors: Mutex::default(), problems: Mutex::default() });
+
+    let servers = api::serve(Arc::clone(&node)).await?;
+    node.adopt().await;
+    let watching = watch::start(Arc::clone(&node));
+
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        failure = servers.failed() => return failure.context("the manager's services ended"),
+    }
+    tracing::info!("stopping; containers go on running");
+    watching.stop();
+    node.let_go().await;
+    // Peers hold this node for left. Its containers run on, so nobody takes them for lost on that account.
+    node.ctx.membership.leave().await;
+    node.ctx.events.emit(None, "node.stopped", "the manager has stopped; its containers go on", json!({}));
+    servers.stop().await;
+    Ok(())
+}
+
+async fn open_store(config: &NodeConfig) -> anyhow::Result<Store> {
+    let url = config.store.as_str();
+    let store = Store::open(url).await.with_context(|| format!("cannot open the store {url}"))?;
+    let info = store.init_or_join(&config.cluster).await?;
+    if info.created {
+        tracing::info!(cluster = %config.cluster, "the store was empty: it is now this cluster's");
+    }
+    store.probe_create_only().await?;
+    Ok(store)
+}
+
+fn network_config(config: &NodeConfig) -> NetworkConfig {
+    let network = &config.network;
+    NetworkConfig {
+        bridge: network.bridge.clone(),
+        address: network.address.map(|cidr| (cidr.addr, cidr.prefix)),
+        gateway: network.default_gateway(),
+        prefix_len: network.subnet().prefix,
+        uplink: network.uplink.clone(),
+    }
+}
+
+fn versions(config: &NodeConfig) -> anyhow::Result<Versions> {
+    let criu = Swrk::version(Path::new(&config.criu), std::time::Duration::from_secs(5))
+        .with_context(|| format!("{} does not answer; `ha-manager doctor` says what is missing", config.criu))?;
+    let runtime = std::process::Command::new(&config.runtime)
+        .arg("--version")
+        .output()
+        .with_context(|| format!("{} cannot be run; `ha-manager doctor` says what is missing", config.runtime))?;
+    let runtime = String::from_utf8_lossy(&runtime.stdout).lines().next().unwrap_or_default().to_owned();
+    let kernel = nix::sys::utsname::uname()?.release().to_string_lossy().into_owned();
+    Ok(Versions { runtime, criu: criu.to_string(), kernel })
+}
+
+/// What peers are told to connect to: the configured address, else the one this host uses towards its first peer.
+fn advertise(config: &NodeConfig) -> anyhow::Result<String> {
+    if let Some(advertise) = &config.advertise {
+        return Ok(advertise.clone());
+    }
+    if !config.listen.ip().is_unspecified() {
+        return Ok(config.listen.to_string());
+    }
+    let towards = config.peers.first().map_or("192.0.2.1:9", String::as_str);
+    let local = UdpSocket::bind("0.0.0.0:0").and_then(|socket| {
+        // Connecting a datagram socket sends nothing; it makes the kernel choose the route.
+        socket.connect(towards)?;
+        socket.local_addr()
+    });
+    let ip = match local {
+        Ok(address) => address.ip(),
+        Err(_) if config.peers.is_empty() => std::net::Ipv4Addr::LOCALHOST.into(),
+        Err(err) => {
+            return Err(err).with_context(|| {
+                format!("cannot find this host's address towards peer {towards}; set `advertise` in the configuration")
+            });
+        }
+    };
+    Ok(SocketAddr::new(ip, config.listen.port()).to_string())
+}
+
+/// One running node per name.
+async fn claim_name(store: &Store, config: &NodeConfig, boot: &Boot, address: &str) -> anyhow::Result<()> {
+    let wanted = NodeRecord {
+        node: config.node.clone(),
+        nonce: machine_nonce(&config.state_dir)?,
+        address: address.to_owned(),
+        at: Utc::now(),
+    };
+    let there = store.claim_node_name(&wanted).await?;
+    if there.nonce != wanted.nonce {
+        bail!(
+            "the node name {} is taken by the node at {} (since {}): give this node another `node` name, or, if that node is \
+             gone for good, delete nodes/{} from the store",
+            config.node,
+            there.address,
+            there.at,
+            config.node
+        );
+    }
+    tracing::debug!(boot = ?boot, "node name confirmed");
+    Ok(())
+}
+
+/// Tells this machine's state directory from another's that was given the same name; kept for good.
+fn machine_nonce(state_dir: &Path) -> anyhow::Result<String> {
+    let path = state_dir.join("node-id");
+    match fs::read_to_string(&path) {
+        Ok(text) if !text.trim().is_empty() => Ok(text.trim().to_owned()),
+        Ok(_) | Err(_) => {
+            let nonce = crate::store::record::nonce();
+            fs::write(&path, &nonce).with_context(|| format!("cannot write {}", path.display()))?;
+            Ok(nonce)
+        }
+    }
+}
+
+impl Node {
+    /// Lets go of all containers and leaves them running.
+    async fn let_go(&self) {
+        let handles: Vec<_> = self.actors().drain().collect();
+        for (_, handle) in &handles {
+            // An actor that has ended has let go already.
+            let _ = handle.inbox.send(Command::Shutdown).await;
+        }
+        for (name, handle) in handles {
+            if tokio::time::timeout(std::time::Duration::from_secs(20), handle.task).await.is_err() {
+                tracing::warn!(container = %name, "its work did not end in 20 s and is given up");
+            }
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! Becoming the owner: of what a dead node ran, of what this node ran before it was restarted, of what is handed over.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use serde_json::json;
+use tokio::sync::oneshot;
+
+use super::Node;
+use crate::{
+    membership::Liveness,
+    ownership::{self, Claim, Claimant, Owner},
+    policy::{self, Candidate, Scope},
+    recovery::{Begin, LocalPhase, LocalRecord, Place, clear_leftovers},
+    spec::{ContainerName, Epoch, NodeName, RecoveryStep, SnapshotId},
+    store::apps::{self, App},
+};
+
+/// Each node further down the order waits this much longer before it tries.
+const STAGGER: Duration = Duration::from_millis(700);
+
+impl Node {
+    /// Takes over what a node ran that is held for dead, as far as it is this node's turn.
+    pub(super) async fn peer_died(self: &Arc<Self>, dead: &NodeName) {
+        let owners = match ownership::all(&self.ctx.store).await {
+            Ok(owners) => owners,
+            Err(error) => {
+                // The regular scan of the store comes back to it.
+                tracing::warn!(%dead, error = crate::chain(&error), "its containers cannot be looked up");
+                return;
+            }
+        };
+        let owners: BTreeMap<ContainerName, Owner> =
+            owners.into_iter().filter_map(|(name, owner)| Some((name, owner.ok()?))).collect();
+        let theirs = owners.iter().filter(|(_, owner)| owner.node == *dead && !owner.released);
+        let tries = theirs.map(|(name, owner)| self.consider(name, owner, &owners));
+        futures_util::future::join_all(tries).await;
+    }
+
+    /// Takes a dead node's container over if its policy wants that and no better node does it first.
+    pub(super) async fn consider(
+        self: &Arc<Self>,
+        name: &ContainerName,
+        owner: &Owner,
+        owners: &BTreeMap<ContainerName, Owner>,
+    ) {
+        let began = Instant::now();
+        let app = match apps::newest(&self.ctx.store, name).await {
+            Ok(Some(app)) => app,
+            Ok(None) => return,
+            Err(error) => {
+                tracing::warn!(container = %name, error = crate::chain(&error), "its description cannot be read");
+                return;
+            }
+        };
+        let Some(content) = &app.content else { return };
+        if !content.spec.recovery.steps.contains(&RecoveryStep::Failover) {
+            return;
+        }
+        let load = |node: &NodeName| owners.values().filter(|owner| owner.node == *node && !owner.released).count();
+        let mut candidates = vec![Candidate { node: self.name().clone(), containers: load(self.name()) }];
+        for peer in self.ctx.membership.peers() {
+            if peer.liveness == Liveness::Alive && peer.name != owner.node {
+                candidates.push(Candidate { containers: load(&peer.name), node: peer.name });
+            }
+        }
+        let order = policy::rank(name, candidates);
+        let turn = order.iter().position(|node| node == self.name()).unwrap_or(order.len());
+        if turn > 0 {
+            tokio::time::sleep(STAGGER * u32::try_from(turn).unwrap_or(u32::MAX)).await;
+        }
+        let why = format!("node {} is dead", owner.node);
+        self.take(name, app, owner.epoch, began, why).await;
+    }
+
+    async fn take(self: &Arc<Self>, name: &ContainerName, app: App, epoch: Epoch, began: Instant, why: String) {
+        let owner = match self.win(name, epoch).await {
+            Ok(owner) => owner,
+            Err(text) => {
+                self.events().emit(Some(name), "ownership.lost", &text, json!({"epoch": epoch.next()}));
+                return;
+            }
+        };
+        let ms = ms(began);
+        let detail = json!({"epoch": owner.epoch, "previous": epoch, "ms": ms});
+        self.events().emit(
+            Some(name),
+            "ownership.claimed",
+            &format!("this node owns it under epoch {}", owner.epoch),
+            detail,
+        );
+        let Some(content) = app.content.clone() else { return };
+        let identity = match self.identity(&content).await {
+            Ok(identity) => identity,
+            Err(error) => {
+                let detail = json!({"cause": crate::chain(&error)});
+                self.events().emit(Some(name), "recovery.failed", "its address cannot be looked up", detail);
+                return;
+            }
+        };
+        self.start(app, content, owner, identity, Begin::TakeOver { scope: Scope::Node, why });
+    }
+
+    /// Claims the epoch after `epoch` and settles what may be restored. The error says who won instead.
+    async fn win(&self, name: &ContainerName, epoch: Epoch) -> Result<Owner, String> {
+        let claimant = Claimant::new(self.name().clone());
+        let store = &self.ctx.store;
+        // The same claimant again after a lost answer: a claim that stands is recognised.
+        let mut tries = 0;
+        let owner = loop {
+            match ownership::claim(store, name, Some(epoch), &claimant).await {
+                Ok(Claim::Won(owner)) => break owner,
+                Ok(Claim::Lost(other)) => return Err(format!("node {} was first (epoch {})", other.node, other.epoch)),
+                Err(error) if error.is_retryable() && tries < 3 => tries += 1,
+                Err(error) => return Err(crate::chain(&error)),
+            }
+        };
+        ownership::take_base(store, name, &owner).await.map_err(|error| crate::chain(&error))?;
+        Ok(owner)
+    }
+
+    /// Begins a container again that this node owns and nobody works on.
+    pub(super) async fn resume(self: &Arc<Self>, owner: Owner, app: App) {
+        let Some(content) = app.content.clone() else { return };
+        match self.identity(&content).await {
+            Ok(identity) => {
+                let why = "this node owns it and does not run it".into();
+                self.start(app, content, owner, identity, Begin::TakeOver { scope: Scope::Container, why });
+            }
+            Err(error) => tracing::warn!(error = crate::chain(&error), "its address cannot be looked up"),
+        }
+    }
+
+    /// A container its owner hands over (planned move, or a failover of a container that failed there).
+    pub async fn take_handed(
+        self: &Arc<Self>,
+        name: &ContainerName,
+        epoch: Epoch,
+        snapshot: Option<SnapshotId>,
+    ) -> Result<Epoch, String> {
+        let app = apps::newest(&self.ctx.store, name).await.map_err(|error| crate::chain(&error))?;
+        let app = app.ok_or_else(|| format!("{name} is not described in the store"))?;
+        let content = app.content.clone().ok_or_else(|| format!("{name} has been removed"))?;
+        if self.has(name) {
+            return Err(format!("{name} is still being cleared away here; try again"));
+        }
+        let identity = self.identity(&content).await.map_err(|error| crate::chain(&error))?;
+        let owner = self.win(name, epoch).await?;
+        let taken = owner.epoch;
+        let detail = json!({"epoch": taken, "previous": epoch});
+        self.events().emit(Some(name), "ownership.claimed", &format!("handed over: epoch {taken}"), detail);
+        let (reply, outcome) = oneshot::channel();
+        if !self.start(app, content, owner, identity, Begin::Handed { snapshot, reply }) {
+            return Err(format!("{name} is being started here already"));
+        }
+        outcome.await.map_err(|_| "its task ended early; see the events of this node".to_owned())??;
+        Ok(taken)
+    }
+
+    /// Looks through what is left on this node from before the manager was started: goes on with what this node still owns,
+    /// clears away what it does not.
+    pub(super) async fn adopt(self: &Arc<Self>) {
+        let all = Place::all(&self.ctx.config);
+        let names = fs::read_dir(&all).into_iter().flatten().flatten();
+        let names: Vec<ContainerName> = names.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+        for name in names {
+            if let Err(text) = self.adopt_one(&name).await {
+                self.events().emit(Some(&name), "adopt.failed", &text, json!({}));
+            }
+        }
+        let keep: Vec<ContainerName> = self.actors().keys().cloned().collect();
+        match self.ctx.network.sweep(&keep) {
+            Ok(gone) if gone.is_empty() => {}
+            Ok(gone) => tracing::info!(?gone, "removed what was left of earlier containers"),
+            Err(error) => tracing::warn!(error = crate::chain(&error), "leftovers could not be removed"),
+        }
+    }
+
+    async fn adopt_one(self: &Arc<Self>, name: &ContainerName) -> Result<(), String> {
+        let place = Place::new(&self.ctx.config, name);
+        let record = match LocalRecord::load(&place.record()) {
+            Ok(record) => record,
+            Err(error) => {
+                // Unreadable is as good as none: the store knows who owns the container, and its snapshots.
+                tracing::warn!(container = %name, %error, "its local record cannot be used");
+                None
+            }
+        };
+        let text = |error: &(dyn std::error::Error + 'static)| crate::chain(error);
+        let store = &self.ctx.store;
+        let owner = ownership::current(store, name).await.map_err(|error| text(&error))?;
+        let app = apps::newest(store, name).await.map_err(|error| text(&error))?;
+        let mine = owner.filter(|owner| owner.node == *self.name() && !owner.released);
+        let (Some(owner), Some(App { content: Some(content), .. })) = (mine, app.clone()) else {
+            self.events().emit(
+                Some(name),
+                "ownership.deposed",
+                "the copy here is out of date and is removed",
+                json!({}),
+            );
+            return clear_leftovers(&self.ctx, name).await;
+        };
+        let app = app.ok_or("unreachable: the pattern above holds an app")?;
+        let identity = self.identity(&content).await.map_err(|error| text(&error))?;
+        let begin = match record {
+            Some(record) if record.owner == owner && record.phase != LocalPhase::Launching => {
+                Begin::Adopt(Box::new(record))
+            }
+            _ => Begin::TakeOver { scope: Scope::Container, why: "its start was interrupted".into() },
+        };
+        self.start(app, content, owner, identity, begin);
+        Ok(())
+    }
+}
+
+fn ms(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}

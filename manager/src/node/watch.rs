@@ -1,0 +1,195 @@
+//! What the node looks at all the time: what its peers do, and what the store says.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use serde_json::json;
+use tokio::{sync::broadcast, task::JoinHandle};
+
+use super::Node;
+use crate::{
+    image,
+    membership::{Event, Liveness},
+    ownership::{self, Owner},
+    recovery::Command,
+    spec::{ContainerName, NodeName},
+    store::{
+        StoreError,
+        apps::{self, App},
+    },
+};
+
+/// How often the store is looked through.
+const SCAN_EVERY: Duration = Duration::from_secs(2);
+/// A node named as an owner but never heard of is waited for this long after the start before it counts as dead.
+const STRANGER_GRACE: Duration = Duration::from_secs(15);
+
+/// After so many looks in which nobody here works on a container of this node's, it is begun again.
+const IDLE_SCANS: u32 = 5;
+
+/// What one look remembers for the next.
+struct Seen {
+    started: Instant,
+    /// Digests of layers that are on this node.
+    ready: HashSet<String>,
+    idle: HashMap<ContainerName, u32>,
+}
+
+pub struct Watching {
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Watching {
+    pub fn stop(self) {
+        for task in self.tasks {
+            task.abort();
+        }
+    }
+}
+
+pub fn start(node: Arc<Node>) -> Watching {
+    // Subscribed here, not in the task: what happens in between must not be missed.
+    let events = node.ctx.membership.subscribe();
+    let peers = tokio::spawn(follow_peers(Arc::clone(&node), events));
+    let store = tokio::spawn(follow_store(node));
+    Watching { tasks: vec![peers, store] }
+}
+
+async fn follow_peers(node: Arc<Node>, mut events: broadcast::Receiver<Event>) {
+    loop {
+        match events.recv().await {
+            Ok(event) => {
+                report(&node, &event);
+                if let Event::Dead { node: dead } = event {
+                    let node = Arc::clone(&node);
+                    tokio::spawn(async move { node.peer_died(&dead).await });
+                }
+            }
+            // The scan of the store finds what the missed events were about.
+            Err(broadcast::error::RecvError::Lagged(_)) => {}
+            Err(broadcast::error::RecvError::Closed) => return,
+        }
+    }
+}
+
+fn report(node: &Node, event: &Event) {
+    let (kind, text) = match event {
+        Event::Up { node, address, restarted, .. } => {
+            ("peer.up", format!("{node} is up at {address}{}", if *restarted { " (started anew)" } else { "" }))
+        }
+        Event::Suspect { node, accuser } => ("peer.suspected", format!("{node} does not answer {accuser}")),
+        Event::ConfirmedByPeer { node, accuser } => ("peer.confirmed", format!("{accuser} cannot reach {node} either")),
+        Event::Refuted { node } => ("peer.refuted", format!("{node} lives after all")),
+        Event::Dead { node } => ("peer.dead", format!("{node} is held for dead")),
+        Event::Left { node } => ("peer.left", format!("{node} stopped its manager")),
+        Event::RefutedSelf { liveness, .. } => {
+            ("self.refuted", format!("peers held this node for {}", liveness.as_str()))
+        }
+        Event::NameConflict { node, address, other_address } => {
+            ("peer.name-conflict", format!("{address} and {other_address} both call themselves {node}; rename one"))
+        }
+        Event::Stalled { late } => ("self.stalled", format!("this manager was not run for {late:?}")),
+        Event::TooManyPeers { refused } => ("peer.too-many", format!("{refused} and further nodes are ignored")),
+    };
+    let peer = event.node().map(NodeName::as_str);
+    node.events().emit(None, kind, &text, json!({"peer": peer}));
+}
+
+async fn follow_store(node: Arc<Node>) {
+    let started = Instant::now();
+    let mut away_since: Option<Instant> = None;
+    let mut seen = Seen { started, ready: HashSet::new(), idle: HashMap::new() };
+    loop {
+        match scan(&node, &mut seen).await {
+            Ok(()) => {
+                if let Some(since) = away_since.take() {
+                    let ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+                    node.events().emit(None, "store.back", "the store answers again", json!({"away_ms": ms}));
+                }
+                node.set_problems(Vec::new());
+            }
+            Err(error) => {
+                let text = crate::chain(&error);
+                if away_since.is_none() {
+                    away_since = Some(Instant::now());
+                    node.events().emit(None, "store.away", &format!("the store does not answer: {text}"), json!({}));
+                }
+                node.set_problems(vec![format!("the store does not answer: {text}; checkpoints wait on this node")]);
+            }
+        }
+        tokio::time::sleep(SCAN_EVERY).await;
+    }
+}
+
+/// One look through the store: own containers that were taken over, containers of dead nodes, images needed one day.
+async fn scan(node: &Arc<Node>, seen: &mut Seen) -> Result<(), StoreError> {
+    let owners = ownership::all(&node.ctx.store).await?;
+    let apps = apps::all(&node.ctx.store).await?;
+    let owners: BTreeMap<ContainerName, Owner> =
+        owners.into_iter().filter_map(|(name, owner)| Some((name, owner.ok()?))).collect();
+    for (name, owner) in &owners {
+        node.check_deposed(name, owner).await;
+    }
+    let alive: BTreeMap<NodeName, Liveness> =
+        node.ctx.membership.peers().into_iter().map(|peer| (peer.name, peer.liveness)).collect();
+    for (name, app) in apps {
+        let Ok(app @ App { content: Some(content), .. }) = &app else { continue };
+        prefetch(node, &content.image, &mut seen.ready).await;
+        let Some(owner) = owners.get(&name).filter(|owner| !owner.released) else { continue };
+        if node.has(&name) {
+            seen.idle.remove(&name);
+            continue;
+        }
+        if owner.node == *node.name() {
+            // Being started, handed over or removed; when it stays so, its task was lost and it is begun again.
+            let scans = seen.idle.entry(name.clone()).or_insert(0);
+            *scans += 1;
+            if *scans >= IDLE_SCANS {
+                seen.idle.remove(&name);
+                node.resume(owner.clone(), app.clone()).await;
+            }
+            continue;
+        }
+        let dead = match alive.get(&owner.node) {
+            Some(liveness) => *liveness == Liveness::Dead,
+            None => seen.started.elapsed() > STRANGER_GRACE,
+        };
+        if dead {
+            node.consider(&name, owner, &owners).await;
+        }
+    }
+    Ok(())
+}
+
+/// Brings an image's layers here ahead of need, so that a takeover does not wait for them.
+async fn prefetch(node: &Node, image: &crate::spec::ImageRecord, ready: &mut HashSet<String>) {
+    if image.layers.iter().all(|layer| ready.contains(&layer.digest)) {
+        return;
+    }
+    match image::ensure(image, &node.ctx.store, &node.ctx.layers_dir(), &image::Limits::default(), &image::silent())
+        .await
+    {
+        Ok(_) => ready.extend(image.layers.iter().map(|layer| layer.digest.clone())),
+        Err(error) => {
+            tracing::warn!(image = image.reference, error = crate::chain(&error), "cannot be fetched ahead of need")
+        }
+    }
+}
+
+impl Node {
+    /// A copy here under an epoch that is not the newest any more must end.
+    async fn check_deposed(&self, name: &ContainerName, newest: &Owner) {
+        let inbox = self
+            .actors()
+            .get(name)
+            .filter(|actor| actor.view.get().owner.epoch < newest.epoch)
+            .map(|a| a.inbox.clone());
+        if let Some(inbox) = inbox {
+            // An actor that has ended has no copy.
+            let _ = inbox.send(Command::Deposed(newest.clone())).await;
+        }
+    }
+}

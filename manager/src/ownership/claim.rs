@@ -1,0 +1,318 @@
+//! The store's side of ownership: reading, claiming, recording the base.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, SubsecRound, Utc};
+use futures_util::{StreamExt, TryStreamExt};
+use serde::{Deserialize, Serialize};
+
+use super::History;
+use crate::{
+    spec::{ContainerName, Epoch, NodeName, SnapshotId},
+    store::{
+        Store, StoreError, keys,
+        record::{self, Created, Record},
+    },
+};
+
+/// `owners/<container>/<epoch>`: who owns the container under this epoch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    pub epoch: Epoch,
+    pub node: NodeName,
+    pub nonce: String,
+    /// The claimant's clock; for people.
+    pub at: DateTime<Utc>,
+    /// The container was removed: nobody owns it, and nothing from before counts.
+    #[serde(default)]
+    pub released: bool,
+}
+
+impl Record for Owner {
+    fn nonce(&self) -> &str {
+        &self.nonce
+    }
+}
+
+/// `owners/<container>/<epoch>.base`: what the owner of the epoch found when it took over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct BaseRecord {
+    base: Option<SnapshotId>,
+    nonce: String,
+}
+
+impl Record for BaseRecord {
+    fn nonce(&self) -> &str {
+        &self.nonce
+    }
+}
+
+/// One intention of one node to own one container. After a retryable error, claim again with the *same* claimant:
+/// then a claim whose answer was lost is recognised.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claimant {
+    pub node: NodeName,
+    pub nonce: String,
+}
+
+impl Claimant {
+    pub fn new(node: NodeName) -> Self {
+        Self { node, nonce: record::nonce() }
+    }
+}
+
+/// What became of [`claim`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Claim {
+    /// Call [`take_base`] next; run nothing before.
+    Won(Owner),
+    /// The newest owner there is.
+    Lost(Owner),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum OwnershipError {
+    #[error("ownership of {container}: the store failed")]
+    Store { container: ContainerName, source: Box<StoreError> },
+    #[error(
+        "{container} was taken over by {} under epoch {} while this node held epoch {held}; this node must not run it",
+        by.node, by.epoch
+    )]
+    Deposed { container: ContainerName, held: Epoch, by: Box<Owner> },
+    #[error(
+        "the record of {container}'s epoch {epoch} does not match: expected nonce {nonce} of this node; \
+         someone wrote to the store by hand"
+    )]
+    Foreign { container: ContainerName, epoch: Epoch, nonce: String },
+}
+
+impl OwnershipError {
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Store { source, .. } if source.is_retryable())
+    }
+}
+
+fn store_error(container: &ContainerName) -> impl Fn(StoreError) -> OwnershipError + '_ {
+    move |source| OwnershipError::Store { container: container.clone(), source: Box::new(source) }
+}
+
+/// The newest owner, one who released it included; `None` if nobody ever claimed it.
+pub async fn current(store: &Store, container: &ContainerName) -> Result<Option<Owner>, OwnershipError> {
+    match epochs(store, container).await?.last() {
+        Some((epoch, _)) => owner(store, container, *epoch).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Tries to become the owner after `expected` (`None`: nobody was).
+///
+/// Of several claimants at most one wins, whatever is lost on the way. A winner has also seen, after its claim, that no
+/// later epoch exists.
+///
+/// # Errors
+/// After a retryable error the claim may stand: repeat it with the same claimant.
+pub async fn claim(
+    store: &Store,
+    container: &ContainerName,
+    expected: Option<Epoch>,
+    claimant: &Claimant,
+) -> Result<Claim, OwnershipError> {
+    create(store, container, expected, claimant, false).await
+}
+
+/// Removes the container: claims the next epoch as nobody's and records that nothing from before counts.
+///
+/// `held` is the epoch this node knows. Afterwards its snapshots may be deleted; a later owner claims the epoch after.
+pub async fn release(
+    store: &Store,
+    container: &ContainerName,
+    held: Epoch,
+    claimant: &Claimant,
+) -> Result<Claim, OwnershipError> {
+    let outcome = create(store, container, Some(held), claimant, true).await?;
+    if let Claim::Won(owner) = &outcome {
+        write_base(store, container, owner, None).await?;
+    }
+    Ok(outcome)
+}
+
+async fn create(
+    store: &Store,
+    container: &ContainerName,
+    expected: Option<Epoch>,
+    claimant: &Claimant,
+    released: bool,
+) -> Result<Claim, OwnershipError> {
+    let epoch = expected.map_or(Epoch(1), Epoch::next);
+    let owner = Owner {
+        epoch,
+        node: claimant.node.clone(),
+        nonce: claimant.nonce.clone(),
+        at: Utc::now().trunc_subsecs(3),
+        released,
+    };
+    let created = record::create(store, &keys::owner(container, epoch), &owner).await;
+    let created = created.map_err(store_error(container))?;
+    // Also a winner looks: an epoch claimed on stale knowledge is no ownership if later ones exist.
+    let newest = current(store, container).await?;
+    Ok(match (created, newest) {
+        (Created::Won, Some(newest)) if newest.epoch > epoch => Claim::Lost(newest),
+        (Created::Won, Some(there)) => Claim::Won(there),
+        (Created::Won, None) => Claim::Won(owner),
+        (Created::Lost(other), newest) => Claim::Lost(newest.unwrap_or(other)),
+    })
+}
+
+/// Finds what to restore from and settles it: nothing a predecessor commits from now on counts.
+///
+/// Called after [`claim`] was won and before anything runs. Repeating it gives the same answer.
+///
+/// # Errors
+/// [`OwnershipError::Deposed`] if a later owner exists by now.
+pub async fn take_base(
+    store: &Store,
+    container: &ContainerName,
+    owner: &Owner,
+) -> Result<Option<SnapshotId>, OwnershipError> {
+    let history = history(store, container).await?;
+    // Listed after the claim: the argument in docs/ownership.md rests on this order.
+    let committed = committed(store, container).await?;
+    let base = history.base_for(owner.epoch, committed);
+    let base = write_base(store, container, owner, base).await?;
+    ensure_current(store, container, owner).await?;
+    Ok(base)
+}
+
+async fn write_base(
+    store: &Store,
+    container: &ContainerName,
+    owner: &Owner,
+    base: Option<SnapshotId>,
+) -> Result<Option<SnapshotId>, OwnershipError> {
+    let record = BaseRecord { base, nonce: owner.nonce.clone() };
+    let created = record::create(store, &keys::base(container, owner.epoch), &record).await;
+    match created.map_err(store_error(container))? {
+        // Ours; perhaps of an earlier attempt, whose answer then stands.
+        Created::Won => {
+            let there: BaseRecord =
+                record::read(store, &keys::base(container, owner.epoch)).await.map_err(store_error(container))?;
+            Ok(there.base)
+        }
+        Created::Lost(_) => Err(OwnershipError::Foreign {
+            container: container.clone(),
+            epoch: owner.epoch,
+            nonce: owner.nonce.clone(),
+        }),
+    }
+}
+
+/// One read: whether `held` is still the newest epoch. Epochs are claimed without gaps, so the next one tells.
+pub async fn ensure_current(store: &Store, container: &ContainerName, held: &Owner) -> Result<(), OwnershipError> {
+    check_epoch(store, container, held.epoch).await
+}
+
+/// As [`ensure_current`], for callers that know the epoch only.
+pub async fn check_epoch(store: &Store, container: &ContainerName, held: Epoch) -> Result<(), OwnershipError> {
+    let next: Option<Owner> =
+        record::read_opt(store, &keys::owner(container, held.next())).await.map_err(store_error(container))?;
+    match next {
+        None => Ok(()),
+        Some(next) => {
+            let by = current(store, container).await?.unwrap_or(next);
+            Err(OwnershipError::Deposed { container: container.clone(), held, by: Box::new(by) })
+        }
+    }
+}
+
+/// All epochs and bases of a container.
+pub async fn history(store: &Store, container: &ContainerName) -> Result<History, OwnershipError> {
+    let epochs = epochs(store, container).await?;
+    let mut history = History::default();
+    let mut bases = Vec::new();
+    for (epoch, has_base) in epochs {
+        history.add_epoch(epoch);
+        if has_base {
+            bases.push(epoch);
+        }
+    }
+    let reads = bases.into_iter().map(|epoch| async move {
+        let base: BaseRecord = record::read(store, &keys::base(container, epoch)).await?;
+        Ok((epoch, base.base))
+    });
+    let read: Vec<_> =
+        futures_util::stream::iter(reads).buffer_unordered(16).try_collect().await.map_err(store_error(container))?;
+    read.into_iter().for_each(|(epoch, base)| history.add_base(epoch, base));
+    Ok(history)
+}
+
+/// How many times the container was claimed since `since`, by the claimants' clocks. Looks at the last 32 claims only.
+pub async fn claims_since(
+    store: &Store,
+    container: &ContainerName,
+    since: DateTime<Utc>,
+) -> Result<u32, OwnershipError> {
+    let mut count = 0;
+    for (epoch, _) in epochs(store, container).await?.into_iter().rev().take(32) {
+        let claim = owner(store, container, epoch).await?;
+        count += u32::from(claim.at >= since && !claim.released);
+    }
+    Ok(count)
+}
+
+/// The newest owner of every container that ever had one.
+///
+/// An unreadable record is reported beside the others, so that one damaged object does not stop a node.
+pub async fn all(store: &Store) -> Result<BTreeMap<ContainerName, Result<Owner, OwnershipError>>, StoreError> {
+    let mut newest = BTreeMap::new();
+    for object in store.list(keys::OWNERS).await? {
+        let Some((name, file)) = object.key.strip_prefix(keys::OWNERS).and_then(|k| k.split_once('/')) else {
+            continue;
+        };
+        if let (Ok(container), Some(epoch)) = (name.parse::<ContainerName>(), keys::number(file)) {
+            newest.insert(container, Epoch(epoch));
+        }
+    }
+    let reads = newest.into_iter().map(|(container, epoch)| async move {
+        match owner(store, &container, epoch).await {
+            Err(OwnershipError::Store { source, .. }) if source.is_retryable() => Err(*source),
+            other => Ok((container, other)),
+        }
+    });
+    futures_util::stream::iter(reads).buffer_unordered(16).try_collect().await
+}
+
+/// The snapshots with a manifest, whether they count or not; in order.
+pub async fn committed(store: &Store, container: &ContainerName) -> Result<Vec<SnapshotId>, OwnershipError> {
+    let listed = store.list(&keys::snapshots(container)).await.map_err(store_error(container))?;
+    Ok(listed
+        .iter()
+        .filter_map(|o| keys::parse_snapshot_object(container, &o.key))
+        .filter_map(|(id, file)| (file == keys::MANIFEST).then_some(id))
+        .collect())
+}
+
+async fn owner(store: &Store, container: &ContainerName, epoch: Epoch) -> Result<Owner, OwnershipError> {
+    let key = keys::owner(container, epoch);
+    let owner: Owner = record::read(store, &key).await.map_err(store_error(container))?;
+    if owner.epoch != epoch {
+        let what = format!("it says epoch {}", owner.epoch);
+        return Err(store_error(container)(StoreError::Corrupt { key, what }));
+    }
+    Ok(owner)
+}
+
+/// The epochs in order, each with whether its base is recorded.
+async fn epochs(store: &Store, container: &ContainerName) -> Result<Vec<(Epoch, bool)>, OwnershipError> {
+    let prefix = keys::owners(container);
+    let listed = store.list(&prefix).await.map_err(store_error(container))?;
+    let mut epochs = BTreeMap::new();
+    for object in &listed {
+        let Some(file) = object.key.strip_prefix(&prefix) else { continue };
+        if let Some(epoch) = keys::number(file) {
+            epochs.entry(Epoch(epoch)).or_insert(false);
+        } else if let Some(epoch) = file.strip_suffix(".base").and_then(keys::number) {
+            epochs.insert(Epoch(epoch), true);
+        }
+    }
+    Ok(epochs.into_iter().collect())
+}

@@ -1,0 +1,210 @@
+//! The recovery ladder: what failed and what is known in, the attempts to make out, in order.
+//!
+//! ```text
+//!   scope      first                    then                     then              last
+//!   process    restart here, newest     fail over to a peer      older snapshots   cold start
+//!   container  (healthy) snapshot       (newest snapshot)        here              (only if allowed)
+//!   node       –                        here (we are the peer)   older, here       cold start, here
+//! ```
+//!
+//! The order and the limits are the container's `recovery` policy; this is what its steps mean in each situation. An
+//! attempt that fails is followed by the next; when none is left the container is failed and waits for its operator.
+//! (Recovery by scope: Li, Kanso and Gherbi 2015, Fig. 6.)
+
+use crate::spec::{NodeName, RecoveryPolicy, RecoveryStep, SnapshotId};
+
+/// What was lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// A process inside, or the healthcheck: the container itself is there.
+    Process,
+    /// The container.
+    Container,
+    /// The node it ran on; this node has just become the owner.
+    Node,
+}
+
+/// A committed snapshot that may be restored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KnownSnapshot {
+    pub id: SnapshotId,
+    /// False when the healthcheck failed while it was taken.
+    pub healthy: bool,
+}
+
+/// Where a container's state comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    Snapshot(SnapshotId),
+    /// The image: processes begin anew.
+    Image,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Attempt {
+    Here {
+        from: Source,
+        step: RecoveryStep,
+    },
+    /// A peer becomes the owner and restores the newest healthy snapshot.
+    Peer {
+        node: NodeName,
+    },
+}
+
+#[derive(Debug, Clone)]
+pub struct Situation {
+    pub scope: Scope,
+    pub stateful: bool,
+    /// Newest first.
+    pub snapshots: Vec<KnownSnapshot>,
+    /// Restarts on this node in the last ten minutes.
+    pub recent_restarts: u32,
+    /// Changes of owner in the last ten minutes. They bound how often two nodes hand a broken container back and forth.
+    pub recent_failovers: u32,
+    /// Peers that are alive, best first.
+    pub peers: Vec<NodeName>,
+}
+
+/// The attempts to make, in order; empty when the policy has nothing (more) to offer.
+pub fn plan(policy: &RecoveryPolicy, situation: &Situation) -> Vec<Attempt> {
+    let snapshots: Vec<SnapshotId> = situation.snapshots.iter().filter(|s| s.healthy).map(|s| s.id).collect();
+    // A stateless container has nothing to restore. A stateful one without any snapshot has committed nothing that could be
+    // lost: its image is its newest state. One that has only unhealthy snapshots gets neither, unless a cold start is allowed.
+    let newest = match (situation.stateful, snapshots.first()) {
+        (true, Some(id)) => Some(Source::Snapshot(*id)),
+        (true, None) if !situation.snapshots.is_empty() => None,
+        _ => Some(Source::Image),
+    };
+    let mut attempts = Vec::new();
+    for &step in &policy.steps {
+        match step {
+            RecoveryStep::Restart { max } if situation.scope != Scope::Node => {
+                let left = max.saturating_sub(situation.recent_restarts);
+                if let Some(from) = newest {
+                    attempts.extend((0..left).map(|_| Attempt::Here { from, step }));
+                }
+            }
+            RecoveryStep::Restart { .. } => {}
+            RecoveryStep::Failover if situation.scope == Scope::Node => {
+                attempts.extend(newest.map(|from| Attempt::Here { from, step }));
+            }
+            RecoveryStep::Failover => {
+                if situation.recent_failovers as usize <= situation.peers.len() {
+                    attempts.extend(situation.peers.iter().map(|node| Attempt::Peer { node: node.clone() }));
+                }
+            }
+            RecoveryStep::OlderSnapshot { max } => {
+                let older = snapshots.iter().skip(1).take(max as usize).filter(|_| situation.stateful);
+                attempts.extend(older.map(|id| Attempt::Here { from: Source::Snapshot(*id), step }));
+            }
+            RecoveryStep::ColdStart => attempts.push(Attempt::Here { from: Source::Image, step }),
+        }
+    }
+    attempts
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::spec::Epoch;
+
+    fn snap(seq: u64, healthy: bool) -> KnownSnapshot {
+        KnownSnapshot { id: SnapshotId { epoch: Epoch(1), seq }, healthy }
+    }
+
+    fn situation(scope: Scope) -> Situation {
+        Situation {
+            scope,
+            stateful: true,
+            snapshots: vec![snap(3, false), snap(2, true), snap(1, true)],
+            recent_restarts: 0,
+            recent_failovers: 0,
+            peers: vec!["b".parse().unwrap()],
+        }
+    }
+
+    fn sources(attempts: &[Attempt]) -> Vec<String> {
+        attempts
+            .iter()
+            .map(|attempt| match attempt {
+                Attempt::Here { from: Source::Snapshot(id), .. } => id.to_string(),
+                Attempt::Here { from: Source::Image, .. } => "image".into(),
+                Attempt::Peer { node } => node.to_string(),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_lost_container_is_restarted_here_then_on_a_peer_then_from_older_state() {
+        let got = plan(&RecoveryPolicy::stateful_default(), &situation(Scope::Container));
+        assert_eq!(sources(&got), ["e1-2", "e1-2", "e1-2", "b", "e1-1"]);
+    }
+
+    #[test]
+    fn the_taker_of_a_lost_node_restores_here_and_never_from_an_unhealthy_snapshot() {
+        let got = plan(&RecoveryPolicy::stateful_default(), &situation(Scope::Node));
+        assert_eq!(sources(&got), ["e1-2", "e1-1"]);
+    }
+
+    #[test]
+    fn a_cold_start_loses_state_and_so_is_only_made_when_the_policy_says_so() {
+        let mut policy = RecoveryPolicy::stateful_default();
+        let mut only_unhealthy = situation(Scope::Container);
+        only_unhealthy.snapshots = vec![snap(1, false)];
+        only_unhealthy.peers.clear();
+        assert_eq!(plan(&policy, &only_unhealthy), []);
+        policy.steps.push(RecoveryStep::ColdStart);
+        assert_eq!(sources(&plan(&policy, &only_unhealthy)), ["image"]);
+    }
+
+    #[test]
+    fn before_the_first_snapshot_the_image_is_the_newest_state() {
+        let mut fresh = situation(Scope::Container);
+        fresh.snapshots.clear();
+        assert_eq!(sources(&plan(&RecoveryPolicy::stateful_default(), &fresh)), ["image", "image", "image", "b"]);
+    }
+
+    #[test]
+    fn two_nodes_do_not_hand_a_broken_container_back_and_forth_for_ever() {
+        let mut bounced = situation(Scope::Container);
+        bounced.recent_restarts = 3;
+        bounced.recent_failovers = 2;
+        assert_eq!(sources(&plan(&RecoveryPolicy::stateful_default(), &bounced)), ["e1-1"]);
+    }
+
+    proptest! {
+        #[test]
+        fn no_plan_restores_an_unhealthy_snapshot_or_exceeds_its_limits(
+            healthy in prop::collection::vec(any::<bool>(), 0..8), restarts in 0u32..10, failovers in 0u32..10,
+            max in 0u32..6, older in 0u32..6, node in any::<bool>(), stateful in any::<bool>(),
+        ) {
+            let count = healthy.len() as u64;
+            let snapshots: Vec<_> = healthy.iter().zip(0..).map(|(h, i)| snap(count - i, *h)).collect();
+            let policy = RecoveryPolicy { steps: vec![
+                RecoveryStep::Restart { max }, RecoveryStep::Failover, RecoveryStep::OlderSnapshot { max: older },
+            ] };
+            let got = plan(&policy, &Situation {
+                scope: if node { Scope::Node } else { Scope::Container }, stateful, snapshots: snapshots.clone(),
+                recent_restarts: restarts, recent_failovers: failovers, peers: vec![],
+            });
+            let mut by_restart = 0;
+            let mut by_older = 0;
+            for attempt in &got {
+                let Attempt::Here { from, step } = attempt else { continue };
+                match step {
+                    RecoveryStep::Restart { .. } => by_restart += 1,
+                    RecoveryStep::OlderSnapshot { .. } => by_older += 1,
+                    _ => {}
+                }
+                match from {
+                    Source::Snapshot(id) => prop_assert!(stateful && snapshots.iter().any(|s| s.id == *id && s.healthy)),
+                    Source::Image => prop_assert!(!stateful || snapshots.is_empty(), "state thrown away: {got:?}"),
+                }
+            }
+            prop_assert!(by_restart <= max.saturating_sub(restarts) && by_older <= older);
+        }
+    }
+}

@@ -1,0 +1,429 @@
+//! One container's actor: what wakes it and what it then does. The states are drawn in the room's documentation.
+
+use std::{
+    collections::VecDeque,
+    ops::ControlFlow,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use ha_proto::agent::{Event, Health, Phase as AgentPhase, event::Kind};
+use serde_json::json;
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+};
+
+use super::{
+    live::{Live, health_name},
+    order::{Command, Order, ProgressSender},
+    place::Place,
+    record::{LocalPhase, LocalRecord, RECORD_VERSION},
+    shipping::{Shipping, ShippingView},
+    teardown::{self, Extent},
+    upload::{Report, Uploads},
+    view::{ContainerView, Phase, SharedView},
+};
+use crate::{
+    agentlink::{Verdict, Watchdog, WatchdogConfig},
+    api::ApiError,
+    node::Ctx,
+    ownership::Owner,
+    policy::{Schedule, Scope},
+    snapshot::{NetworkIdentity, SnapshotKind},
+    spec::{ContainerName, RestartPolicy, SnapshotId, StateKind},
+    store::apps::{App, AppContent},
+};
+
+/// How often the agent is asked whether it is there.
+const PING_EVERY: Duration = Duration::from_secs(1);
+/// Restarts are counted over this long, as the `recovery` annotation documents.
+pub(super) const RESTART_WINDOW: Duration = Duration::from_secs(600);
+
+/// How an actor begins.
+#[derive(Debug)]
+pub enum Begin {
+    /// Just applied: from the image.
+    Cold { progress: ProgressSender, reply: oneshot::Sender<Result<serde_json::Value, ApiError>> },
+    /// The node that ran it is dead and this one has claimed it, or this node came back and still owns it.
+    TakeOver { scope: Scope, why: String },
+    /// Handed over by its owner: this snapshot and no other.
+    Handed { snapshot: Option<SnapshotId>, reply: oneshot::Sender<Result<(), String>> },
+    /// The manager was restarted and finds its copy.
+    Adopt(Box<LocalRecord>),
+}
+
+/// How the rest of the node reaches an actor. When the inbox is closed the container is no longer here.
+#[derive(Debug)]
+pub struct ActorHandle {
+    pub inbox: mpsc::Sender<Command>,
+    pub view: SharedView,
+    pub log: ShippingView,
+    pub task: JoinHandle<()>,
+}
+
+/// What keeps the container from being up, and what comes of it.
+#[derive(Debug)]
+pub(super) enum Down {
+    /// To be tried again: what it waits for is away for now.
+    Waiting { until: Instant, scope: Scope, why: String },
+    /// Nothing more is tried by itself.
+    Resting,
+}
+
+pub(super) enum State {
+    Up(Box<Live>),
+    Down(Down),
+}
+
+pub(super) struct Actor {
+    pub ctx: Arc<Ctx>,
+    pub name: ContainerName,
+    pub generation: u64,
+    pub app: AppContent,
+    pub owner: Owner,
+    pub identity: NetworkIdentity,
+    pub place: Place,
+    pub view: SharedView,
+    pub state: State,
+    pub schedule: Option<Schedule>,
+    pub uploads: Uploads,
+    /// Held: the log is shipped for as long as the actor lives.
+    _shipping: Shipping,
+    pub next_seq: u64,
+    pub last_committed: Option<SnapshotId>,
+    pub restarts: VecDeque<Instant>,
+    /// Operators waiting for the commit of a snapshot.
+    pub waiting: Vec<(SnapshotId, oneshot::Sender<Result<serde_json::Value, ApiError>>)>,
+    /// The agent's program that the copy runs.
+    pub agent_digest: String,
+    /// The last wait for something that was away; none since the container was up.
+    pub waited: Option<Duration>,
+    watchdog: Watchdog,
+    next_ping: Instant,
+    inbox: mpsc::Receiver<Command>,
+}
+
+enum Input {
+    Command(Option<Command>),
+    Agent(Event),
+    Exited,
+    Upload(Report),
+    Tick,
+}
+
+pub fn spawn(
+    ctx: Arc<Ctx>,
+    app: App,
+    content: AppContent,
+    owner: Owner,
+    identity: NetworkIdentity,
+    begin: Begin,
+) -> ActorHandle {
+    let (sender, inbox) = mpsc::channel(32);
+    let name = content.spec.name.clone();
+    let place = Place::new(&ctx.config, &name);
+    let view = SharedView::new(ContainerView {
+        spec: content.spec.clone(),
+        owner: owner.clone(),
+        network: identity.clone(),
+        phase: Phase::Starting,
+        health: "none",
+        pid: 0,
+        up_since: None,
+        recoveries: 0,
+        last_snapshot: None,
+        last_frozen: None,
+        checkpoint_problem: None,
+        failure: None,
+    });
+    let now = Instant::now();
+    let schedule = match content.spec.state {
+        StateKind::Stateful { sensitivity } => {
+            Some(Schedule::new(sensitivity, ctx.config.checkpoint.min_interval, now))
+        }
+        StateKind::Stateless => None,
+    };
+    let shipping = Shipping::start(Arc::clone(&ctx), name.clone(), place.clone(), owner.epoch);
+    let log = shipping.view();
+    let actor = Actor {
+        uploads: Uploads::start(Arc::clone(&ctx), name.clone(), place.clone(), &owner, content.spec.keep),
+        _shipping: shipping,
+        agent_digest: ctx.agent.digest(),
+        waited: None,
+        name,
+        generation: app.generation,
+        app: content,
+        owner,
+        identity,
+        place,
+        view: view.clone(),
+        state: State::Down(Down::Resting),
+        schedule,
+        next_seq: 1,
+        last_committed: None,
+        restarts: VecDeque::new(),
+        waiting: Vec::new(),
+        watchdog: Watchdog::new(WatchdogConfig::default(), now),
+        next_ping: now,
+        inbox,
+        ctx,
+    };
+    ActorHandle { inbox: sender, view, log, task: tokio::spawn(actor.run(begin)) }
+}
+
+impl Actor {
+    async fn run(mut self, begin: Begin) {
+        if self.begin(begin).await.is_break() {
+            return;
+        }
+        loop {
+            let flow = match self.next().await {
+                Input::Command(Some(command)) => self.command(command).await,
+                Input::Command(None) => ControlFlow::Break(()),
+                Input::Agent(event) => self.agent_event(event).await,
+                Input::Exited => self.lost(Scope::Container, "the container ended".into()).await,
+                Input::Upload(report) => self.uploaded(report).await,
+                Input::Tick => self.tick().await,
+            };
+            if flow.is_break() {
+                return;
+            }
+        }
+    }
+
+    async fn begin(&mut self, begin: Begin) -> ControlFlow<()> {
+        match begin {
+            Begin::Cold { progress, reply } => self.first_start(progress, reply).await,
+            Begin::TakeOver { scope, why } => self.recover(scope, why).await,
+            Begin::Handed { snapshot, reply } => self.handed(snapshot, reply).await,
+            Begin::Adopt(record) => self.adopt(*record).await,
+        }
+    }
+
+    async fn next(&mut self) -> Input {
+        let wake = tokio::time::Instant::from_std(self.wake());
+        match &mut self.state {
+            State::Up(live) => {
+                let Live { events, exit, .. } = &mut **live;
+                // What the agent said last is heard before its end.
+                tokio::select! {
+                    biased;
+                    command = self.inbox.recv() => Input::Command(command),
+                    Some(event) = events.recv() => Input::Agent(event),
+                    () = exit.wait() => Input::Exited,
+                    report = self.uploads.report() => Input::Upload(report),
+                    () = tokio::time::sleep_until(wake) => Input::Tick,
+                }
+            }
+            State::Down(_) => tokio::select! {
+                command = self.inbox.recv() => Input::Command(command),
+                report = self.uploads.report() => Input::Upload(report),
+                () = tokio::time::sleep_until(wake) => Input::Tick,
+            },
+        }
+    }
+
+    fn wake(&self) -> Instant {
+        match &self.state {
+            State::Up(_) => self.schedule.as_ref().map_or(self.next_ping, |s| s.due().min(self.next_ping)),
+            State::Down(Down::Waiting { until, .. }) => *until,
+            State::Down(Down::Resting) => Instant::now() + Duration::from_secs(3600),
+        }
+    }
+
+    async fn tick(&mut self) -> ControlFlow<()> {
+        let now = Instant::now();
+        if let State::Down(Down::Waiting { until, scope, why }) = &self.state {
+            if now < *until {
+                return ControlFlow::Continue(());
+            }
+            let (scope, why) = (*scope, why.clone());
+            return self.recover(scope, why).await;
+        }
+        if now >= self.next_ping {
+            self.next_ping = now + PING_EVERY;
+            if let Some((scope, why)) = self.ping().await {
+                return self.lost(scope, why).await;
+            }
+        }
+        if self.schedule.as_ref().is_some_and(|s| s.due() <= Instant::now()) && matches!(self.state, State::Up(_)) {
+            // The failure was reported and the schedule has moved on; the container goes on.
+            let _ = self.checkpoint(SnapshotKind::Periodic).await;
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Asks the agent how things are; what is lost, if something is.
+    async fn ping(&mut self) -> Option<(Scope, String)> {
+        let State::Up(live) = &self.state else { return None };
+        self.watchdog.pinged(Instant::now());
+        match live.link.ping(PING_EVERY).await {
+            Ok(status) => {
+                self.watchdog.answered(Instant::now());
+                self.view.update(|view| view.health = health_name(&status));
+                // Said by an event too; asked here because an event can be lost.
+                let ended =
+                    status.phase() == AgentPhase::Ended && matches!(self.app.spec.state, StateKind::Stateful { .. });
+                ended.then(|| (Scope::Process, "the main process has ended".to_owned()))
+            }
+            Err(_) => {
+                self.watchdog.missed();
+                match self.watchdog.verdict(Instant::now()) {
+                    Verdict::Hung(since) => {
+                        Some((Scope::Container, format!("the agent has not answered for {since:.1?}")))
+                    }
+                    Verdict::Alive | Verdict::Late(_) => None,
+                }
+            }
+        }
+    }
+
+    async fn agent_event(&mut self, event: Event) -> ControlFlow<()> {
+        match event.kind {
+            Some(Kind::ProcessEnded(ended)) => {
+                let stateful = matches!(self.app.spec.state, StateKind::Stateful { .. });
+                self.event(
+                    "process.ended",
+                    &format!("the main process ended with {}", ended.code),
+                    json!({"code": ended.code}),
+                );
+                if !stateful {
+                    return ControlFlow::Continue(());
+                }
+                if rests(self.app.spec.restart, ended.code) {
+                    return self.rest(format!("the main process ended with {}", ended.code)).await;
+                }
+                self.lost(Scope::Process, format!("the main process ended with {}", ended.code)).await
+            }
+            Some(Kind::Restarting(restart)) => {
+                let detail = json!({"attempt": restart.attempt, "delay_ms": restart.delay_ms});
+                self.event("process.restarting", "the agent restarts the main process", detail);
+                ControlFlow::Continue(())
+            }
+            Some(Kind::HealthChanged(change)) => {
+                let health = change.health();
+                let name = match health {
+                    Health::Unspecified | Health::None => "none",
+                    Health::Starting => "starting",
+                    Health::Healthy => "healthy",
+                    Health::Unhealthy => "unhealthy",
+                };
+                self.view.update(|view| view.health = name);
+                self.event("health.changed", &format!("now {name}"), json!({"health": name, "output": change.output}));
+                if health == Health::Unhealthy {
+                    return self.lost(Scope::Process, "the healthcheck fails".into()).await;
+                }
+                ControlFlow::Continue(())
+            }
+            Some(Kind::GaveUp(gave_up)) => {
+                self.lost(Scope::Container, format!("the main process failed {} times in a row", gave_up.attempts))
+                    .await
+            }
+            Some(Kind::Started(_)) | None => ControlFlow::Continue(()),
+        }
+    }
+
+    async fn command(&mut self, command: Command) -> ControlFlow<()> {
+        match command {
+            Command::Order { order, progress, reply } => match order {
+                Order::Checkpoint => self.order_checkpoint(progress, reply).await,
+                Order::Restore { snapshot } => self.order_restore(snapshot, progress, reply).await,
+                Order::Move { to } => self.order_move(to, progress, reply).await,
+                Order::Remove => self.order_remove(progress, reply).await,
+            },
+            Command::Update(app) => {
+                self.update(*app);
+                ControlFlow::Continue(())
+            }
+            Command::Deposed(by) => self.deposed(&by).await,
+            Command::Shutdown => ControlFlow::Break(()),
+        }
+    }
+
+    /// Takes a new generation that changes nothing of the running container.
+    fn update(&mut self, app: App) {
+        let Some(content) = app.content else { return };
+        self.generation = app.generation;
+        if let (StateKind::Stateful { sensitivity }, Some(schedule)) = (content.spec.state, &mut self.schedule) {
+            schedule.set_sensitivity(sensitivity, Instant::now());
+        }
+        self.view.update(|view| view.spec = content.spec.clone());
+        self.app = content;
+        self.save(if matches!(self.state, State::Up(_)) { LocalPhase::Up } else { LocalPhase::Stopped });
+    }
+
+    /// Another node owns the container: this copy must not go on.
+    pub(super) async fn deposed(&mut self, by: &Owner) -> ControlFlow<()> {
+        let text = format!("{} owns it under epoch {}; the copy here is removed", by.node, by.epoch);
+        self.event("ownership.deposed", &text, json!({"by": by.node, "epoch": by.epoch, "held": self.owner.epoch}));
+        self.clear(Extent::All).await;
+        ControlFlow::Break(())
+    }
+
+    /// The container ended as it should.
+    async fn rest(&mut self, why: String) -> ControlFlow<()> {
+        self.event("container.stopped", &why, json!({}));
+        self.clear(Extent::Running).await;
+        self.view.update(|view| (view.phase, view.pid, view.failure) = (Phase::Stopped, 0, Some(why)));
+        self.save(LocalPhase::Stopped);
+        ControlFlow::Continue(())
+    }
+
+    /// The copy is up: from here on it is watched and checkpointed.
+    pub(super) fn up(&mut self, live: Live) {
+        let pid = live.pid.cast_unsigned();
+        self.view.update(|view| {
+            (view.phase, view.pid, view.failure, view.up_since) = (Phase::Running, pid, None, Some(Instant::now()));
+        });
+        self.watchdog = Watchdog::new(WatchdogConfig::default(), Instant::now());
+        self.waited = None;
+        self.next_ping = Instant::now() + PING_EVERY;
+        self.state = State::Up(Box::new(live));
+        self.save(LocalPhase::Up);
+    }
+
+    /// Ends the copy here, whatever state it is in, and clears it away.
+    pub(super) async fn clear(&mut self, extent: Extent) {
+        self.state = State::Down(Down::Resting);
+        let (ctx, name, place) = (Arc::clone(&self.ctx), self.name.clone(), self.place.clone());
+        if let Err(error) = super::launch::blocking(move || teardown::clear(&ctx, &name, &place, extent)).await {
+            self.event("teardown.failed", &error.to_string(), json!({"problems": error.problems}));
+        }
+    }
+
+    pub(super) fn event(&self, kind: &str, message: &str, detail: serde_json::Value) {
+        self.ctx.events.emit(Some(&self.name), kind, message, detail);
+    }
+
+    /// Remembers the copy for the next manager. Without the record a restarted manager recovers instead of adopting.
+    pub(super) fn save(&self, phase: LocalPhase) {
+        let incarnation = match &self.state {
+            State::Up(live) => hex::encode(&live.incarnation),
+            State::Down(_) => String::new(),
+        };
+        let record = LocalRecord {
+            version: RECORD_VERSION,
+            container: self.name.clone(),
+            owner: self.owner.clone(),
+            phase,
+            generation: self.generation,
+            network: self.identity.clone(),
+            incarnation,
+            next_seq: self.next_seq,
+            last_committed: self.last_committed,
+        };
+        if let Err(error) = record.save(&self.place) {
+            tracing::warn!(container = %self.name, %error, "the local record could not be written");
+        }
+    }
+}
+
+/// Whether a main process that ended with `code` was meant to.
+fn rests(policy: RestartPolicy, code: i32) -> bool {
+    match policy {
+        RestartPolicy::No => true,
+        RestartPolicy::OnFailure { .. } => code == 0,
+        RestartPolicy::Always | RestartPolicy::UnlessStopped => false,
+    }
+}

@@ -1,0 +1,246 @@
+//! What a cold start and a restore share: root file system, bundle, agent, network.
+
+use std::{io, path::PathBuf, sync::Arc};
+
+use ha_proto::agent as agent_config;
+
+use super::{
+    live::{Live, ProbeError},
+    place::Place,
+    teardown::TeardownError,
+};
+use crate::{
+    agentlink::{self, AgentLink, ChannelDir},
+    checkpoint::RestoreError,
+    image::{self, ImageError},
+    network::{self, Attachment, Conflict, NetworkError},
+    node::Ctx,
+    runtime::{self, BundleError, BundleSpec, Runtime, RuntimeError},
+    snapshot::SnapshotError,
+    spec::{ContainerName, ContainerSpec, MountSource, RestartPolicy, SnapshotId, StateKind},
+    store::{StoreError, apps::AppContent},
+};
+
+/// Why a container could not be brought up here.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    #[error(transparent)]
+    Teardown(#[from] TeardownError),
+    #[error("the image {reference} cannot be made ready")]
+    Image { reference: String, source: ImageError },
+    #[error("the agent {digest} cannot be made ready")]
+    Agent { digest: String, source: StoreError },
+    #[error("snapshot {snapshot} cannot be read")]
+    Snapshot { snapshot: SnapshotId, source: SnapshotError },
+    #[error("the bundle cannot be written")]
+    Bundle(#[from] BundleError),
+    #[error("the network cannot be built")]
+    Network(#[from] NetworkError),
+    #[error("address conflict: {address} is in use by {}; the container stays off the network until it is free", .conflict.mac)]
+    Conflict { address: std::net::Ipv4Addr, conflict: Conflict },
+    #[error("the container cannot be started")]
+    Start(#[from] RuntimeError),
+    #[error("snapshot {snapshot} cannot be restored")]
+    Restore { snapshot: SnapshotId, source: RestoreError },
+    #[error("the container came up but does not work")]
+    Probe(#[from] ProbeError),
+    #[error("the channel to the agent cannot be opened")]
+    Link(#[from] agentlink::Error),
+    #[error("cannot {doing}")]
+    Io { doing: String, source: io::Error },
+}
+
+impl LaunchError {
+    /// True when trying the same again later may help and no other state would do better: the store is away, the address is
+    /// taken for now.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            LaunchError::Conflict { .. } => true,
+            LaunchError::Agent { source, .. } => source.is_retryable(),
+            LaunchError::Snapshot { source, .. } => source.is_retryable(),
+            LaunchError::Image { source, .. } => source.is_retryable(),
+            _ => false,
+        }
+    }
+
+    pub(super) fn io(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        move |source| LaunchError::Io { doing: doing.into(), source }
+    }
+}
+
+/// The container's root: image layers below, its own files above.
+pub async fn mount_root(ctx: &Ctx, place: &Place, app: &AppContent) -> Result<Vec<PathBuf>, LaunchError> {
+    let image = |source| LaunchError::Image { reference: app.image.reference.clone(), source };
+    let layers = image::ensure(&app.image, &ctx.store, &ctx.layers_dir(), &image::Limits::default(), &image::silent())
+        .await
+        .map_err(image)?;
+    let (lower, upper, work, merged) = (layers.clone(), place.upper(), place.work(), place.merged());
+    blocking(move || image::mount_overlay(&lower, &upper, &work, &merged)).await.map_err(image)?;
+    Ok(layers)
+}
+
+/// Writes the bundle; everything it refers to exists.
+pub fn write_bundle(
+    place: &Place,
+    app: &AppContent,
+    attachment: &Attachment,
+    agent_dir: PathBuf,
+) -> Result<(), LaunchError> {
+    let spec = &app.spec;
+    let hostname = spec.hostname.clone().unwrap_or_else(|| spec.name.to_string());
+    let mut binds = Vec::new();
+    let mut tmpfs = Vec::new();
+    for mount in &spec.mounts {
+        let bind = |source: PathBuf| runtime::Bind { source, target: mount.target.clone(), read_only: mount.read_only };
+        match &mount.source {
+            MountSource::Volume { name } => binds.push(bind(place.volume(name))),
+            MountSource::HostBind { path } => binds.push(bind(path.clone())),
+            MountSource::Tmpfs { size_bytes } => tmpfs.push(runtime::Tmpfs {
+                target: mount.target.clone(),
+                size_bytes: *size_bytes,
+                read_only: mount.read_only,
+            }),
+        }
+    }
+    runtime::write_bundle(&BundleSpec {
+        dir: place.bundle(),
+        rootfs: place.merged(),
+        process: runtime::Process {
+            argv: vec![format!("{}/ha-agent", runtime::AGENT_BIN_DIR)],
+            env: vec!["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into()],
+            ..runtime::Process::default()
+        },
+        hosts: format!("127.0.0.1\tlocalhost\n{}\t{hostname}\n", attachment.identity.ip),
+        hostname,
+        netns: attachment.netns.clone(),
+        cgroups_path: format!("/ha-manager/{}", spec.name),
+        agent_bin_dir: Some(agent_dir),
+        channel_dir: Some(place.channel()),
+        binds,
+        tmpfs,
+        resolv_conf: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
+        rlimits: spec.rlimits.clone(),
+        annotations: spec.annotations.clone(),
+    })?;
+    Ok(())
+}
+
+/// What the agent is told. A container that replaces its image's user or command has said so in its specification.
+pub fn agent_config(ctx: &Ctx, app: &AppContent, layers: &[PathBuf]) -> Result<agent_config::Config, LaunchError> {
+    let spec = &app.spec;
+    let image_error = |source| LaunchError::Image { reference: app.image.reference.clone(), source };
+    let argv = image::argv(spec, &app.image.config).map_err(image_error)?;
+    let state = match spec.state {
+        StateKind::Stateful { .. } => agent_config::State::Stateful,
+        StateKind::Stateless => agent_config::State::Stateless,
+    };
+    let mut config = agent_config::Config::new(argv, state);
+    config.env = environment(spec, &app.image.config.env);
+    config.cwd = spec.working_dir.clone().or(app.image.config.working_dir.clone()).unwrap_or_else(|| "/".into()).into();
+    let user = spec.user.clone().or(app.image.config.user.clone()).unwrap_or_default();
+    if !user.is_empty() {
+        let ids = image::resolve_user(layers, &user).map_err(image_error)?;
+        config.user = agent_config::User { uid: ids.uid, gid: ids.gid, groups: ids.groups };
+    }
+    config.restart.rule = match spec.restart {
+        RestartPolicy::No => agent_config::RestartRule::No,
+        RestartPolicy::OnFailure { .. } => agent_config::RestartRule::OnFailure,
+        RestartPolicy::Always | RestartPolicy::UnlessStopped => agent_config::RestartRule::Always,
+    };
+    if let RestartPolicy::OnFailure { max: Some(max) } = spec.restart {
+        config.restart.max_attempts = max;
+    }
+    let ms = |d: std::time::Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+    config.healthcheck = spec.healthcheck.as_ref().map(|check| agent_config::HealthcheckConfig {
+        argv: check.argv.clone(),
+        interval_ms: ms(check.interval).max(10),
+        timeout_ms: ms(check.timeout).max(1),
+        start_period_ms: ms(check.start_period),
+        // Within the start period the first success is looked for often, so that dependants need not wait.
+        start_interval_ms: ms(check.interval).clamp(10, 500),
+        retries: check.retries.max(1),
+    });
+    config.log_max_bytes = ctx.config.logs.max_bytes.max(64 << 10);
+    Ok(config)
+}
+
+/// The image's environment with the specification's on top.
+fn environment(spec: &ContainerSpec, image: &[String]) -> Vec<String> {
+    let mut env: std::collections::BTreeMap<String, String> = std::collections::BTreeMap::new();
+    env.insert("PATH".into(), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into());
+    env.insert("HOSTNAME".into(), spec.hostname.clone().unwrap_or_else(|| spec.name.to_string()));
+    let split = image.iter().filter_map(|entry| entry.split_once('='));
+    env.extend(split.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    env.extend(spec.environment.clone());
+    env.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
+}
+
+/// The network, and beside it the question whether somebody else has the address.
+pub async fn build_network(
+    ctx: &Arc<Ctx>,
+    container: &ContainerName,
+    identity: &network::NetIdentity,
+) -> Result<Attachment, LaunchError> {
+    let (ctx, container, identity) = (Arc::clone(ctx), container.clone(), identity.clone());
+    Ok(blocking(move || ctx.network.build(&container, &identity)).await?)
+}
+
+/// Starts asking; the answer is waited for just before the container is let onto the network.
+pub fn probe_address(ctx: &Ctx, identity: &network::NetIdentity) -> tokio::task::JoinHandle<Result<(), LaunchError>> {
+    let (bridge, timeout) = (ctx.config.network.bridge.clone(), ctx.config.network.probe_timeout);
+    let (address, mac) = (identity.ip, identity.mac);
+    tokio::task::spawn_blocking(move || match network::probe(address, &bridge, timeout, mac)? {
+        Some(conflict) => Err(LaunchError::Conflict { address, conflict }),
+        None => Ok(()),
+    })
+}
+
+/// Starts the container from its image: its processes begin anew.
+pub async fn cold_start(
+    ctx: &Arc<Ctx>,
+    place: &Place,
+    app: &AppContent,
+    identity: &network::NetIdentity,
+) -> Result<Live, LaunchError> {
+    let container = &app.spec.name;
+    place.recreate().map_err(LaunchError::io("make the container's directories"))?;
+    for mount in &app.spec.mounts {
+        if let MountSource::Volume { name } = &mount.source {
+            std::fs::create_dir_all(place.volume(name)).map_err(LaunchError::io(format!("make volume {name}")))?;
+        }
+    }
+    let asked = probe_address(ctx, identity);
+    let (layers, attachment) = tokio::try_join!(mount_root(ctx, place, app), build_network(ctx, container, identity))?;
+    let config = agent_config(ctx, app, &layers)?;
+    ChannelDir::open(&place.channel())?.write_config(&config)?;
+    write_bundle(place, app, &attachment, ctx.agent.dir())?;
+    let link = AgentLink::open(&place.channel(), container.clone())?;
+    let pid = {
+        let (ctx, id, bundle) = (Arc::clone(ctx), ctx.runtime_id(container), place.bundle());
+        blocking(move || ctx.runtime.start(&id, &bundle, ctx.config.checkpoint.timeout)).await?
+    };
+    flatten(asked.await)?;
+    let status = super::live::first_answer(&link).await?;
+    attach(ctx, &attachment).await?;
+    Live::new(pid, link, status.incarnation).map_err(LaunchError::io("watch the container"))
+}
+
+/// Onto the network: from here on the container is heard.
+pub async fn attach(ctx: &Arc<Ctx>, attachment: &Attachment) -> Result<(), LaunchError> {
+    let (ctx, attachment) = (Arc::clone(ctx), attachment.clone());
+    Ok(blocking(move || ctx.network.attach(&attachment)).await?)
+}
+
+pub fn flatten(joined: Result<Result<(), LaunchError>, tokio::task::JoinError>) -> Result<(), LaunchError> {
+    joined.unwrap_or_else(|err| Err(LaunchError::io("ask for the address")(io::Error::other(err))))
+}
+
+/// Runs kernel work where it may block. A panic there is a panic here.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await.map_err(tokio::task::JoinError::try_into_panic) {
+        Ok(value) => value,
+        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+        // Cancelled: the runtime is shutting down, and nobody waits for this any more.
+        Err(Err(_)) => std::future::pending().await,
+    }
+}

@@ -1,0 +1,315 @@
+//! What an actor does on orders, and with what its uploads report.
+
+use std::{ops::ControlFlow, sync::Arc, time::Instant};
+
+use ha_proto::control::SnapshotInfo;
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+
+use super::{
+    actor::{Actor, State},
+    handover::Handover,
+    launch,
+    order::ProgressSender,
+    place::Place,
+    recover::ms,
+    teardown::{self, Extent},
+    upload::Report,
+    view::Phase,
+};
+use crate::{
+    api::{ApiError, snapshot_info},
+    node::Ctx,
+    ownership::{self, Claim, Claimant, Owner},
+    policy::{Scope, Source},
+    snapshot::{self, SnapshotKind},
+    spec::{ContainerName, NodeName, SnapshotId, StateKind},
+    store::{addresses, apps},
+};
+
+type Reply = oneshot::Sender<Result<Value, ApiError>>;
+
+impl Actor {
+    pub(super) async fn order_checkpoint(&mut self, progress: ProgressSender, reply: Reply) -> ControlFlow<()> {
+        if matches!(self.app.spec.state, StateKind::Stateless) {
+            let text =
+                format!("{} is stateless: it has no state to checkpoint (annotation io.ha-manager.state)", self.name);
+            let _ = reply.send(Err(ApiError::Refused(text)));
+            return ControlFlow::Continue(());
+        }
+        if !matches!(self.state, State::Up(_)) {
+            let _ = reply.send(Err(ApiError::Refused(format!("{} is not running", self.name))));
+            return ControlFlow::Continue(());
+        }
+        progress.step("freezing and dumping");
+        match self.checkpoint(SnapshotKind::Manual).await {
+            Ok(id) => {
+                progress.step(format!("{id}: packing and uploading"));
+                self.waiting.push((id, reply));
+            }
+            Err(cause) => drop(reply.send(Err(ApiError::Failed(cause)))),
+        }
+        ControlFlow::Continue(())
+    }
+
+    pub(super) async fn order_restore(
+        &mut self,
+        snapshot: Option<SnapshotId>,
+        progress: ProgressSender,
+        reply: Reply,
+    ) -> ControlFlow<()> {
+        let began = Instant::now();
+        let known = match self.known_snapshots().await {
+            Ok(known) => known,
+            Err(text) => {
+                let _ = reply.send(Err(ApiError::Unavailable(text)));
+                return ControlFlow::Continue(());
+            }
+        };
+        let chosen = match snapshot {
+            Some(id) => known.iter().find(|s| s.id == id).map(|s| s.id),
+            None => known.iter().find(|s| s.healthy).map(|s| s.id),
+        };
+        let Some(id) = chosen else {
+            let what = snapshot.map_or("no healthy snapshot".to_owned(), |id| format!("no snapshot {id}"));
+            let text = format!("{} has {what}; `ha-manager snapshots {}` lists what there is", self.name, self.name);
+            let _ = reply.send(Err(ApiError::NotFound(text)));
+            return ControlFlow::Continue(());
+        };
+        progress.step(format!("restoring {id}"));
+        self.view.update(|view| view.phase = Phase::Recovering);
+        self.event(
+            "recovery.started",
+            "its operator puts it back",
+            json!({"why": "operator", "epoch": self.owner.epoch}),
+        );
+        match self.launch(Source::Snapshot(id)).await {
+            Ok(()) => {
+                self.view.update(|view| view.recoveries += 1);
+                let detail = json!({"ms": ms(began), "epoch": self.owner.epoch, "from": id});
+                self.event("recovery.serving", &format!("the container serves again, from {id}"), detail);
+                let _ = reply.send(Ok(json!({"message": format!("{} is back at {id}", self.name), "snapshot": id})));
+                ControlFlow::Continue(())
+            }
+            Err(error) => {
+                let text = crate::chain(&error);
+                self.event("recovery.failed", &text, json!({"cause": text}));
+                let _ = reply.send(Err(ApiError::Failed(format!(
+                    "{id} could not be restored: {text}; recovering as after a failure"
+                ))));
+                self.recover(Scope::Container, text).await
+            }
+        }
+    }
+
+    pub(super) async fn order_move(&mut self, to: NodeName, progress: ProgressSender, reply: Reply) -> ControlFlow<()> {
+        if let Err(refused) = self.may_move(&to) {
+            let _ = reply.send(Err(refused));
+            return ControlFlow::Continue(());
+        }
+        let began = Instant::now();
+        let snapshot = match self.last_snapshot_for_move(&progress).await {
+            Ok(snapshot) => snapshot,
+            Err(text) => {
+                let text = format!("{text}; {} goes on here", self.name);
+                let _ = reply.send(Err(ApiError::Failed(text)));
+                return ControlFlow::Continue(());
+            }
+        };
+        self.view.update(|view| view.phase = Phase::Moving);
+        progress.step(format!("ending the copy on {}", self.ctx.config.node));
+        self.clear(Extent::Running).await;
+        progress.step(format!("restoring on {to}"));
+        match self.hand_over(&to, snapshot).await {
+            Handover::Taken { epoch } => {
+                let text = format!("{} runs on {to} (epoch {epoch}, {} ms)", self.name, ms(began));
+                let _ = reply.send(Ok(json!({"message": text, "node": to, "epoch": epoch, "ms": ms(began)})));
+                self.gone(&to).await
+            }
+            Handover::Deposed(by) => {
+                let _ = reply.send(Err(ApiError::Failed(format!("node {} owns {} now", by.node, self.name))));
+                self.deposed(&by).await
+            }
+            Handover::Refused(text) => {
+                let _ = reply.send(Err(ApiError::Failed(format!("{text}; {} goes on here", self.name))));
+                self.event("move.failed", &text, json!({"to": to, "cause": text}));
+                self.recover(Scope::Container, format!("the move to {to} failed")).await
+            }
+        }
+    }
+
+    fn may_move(&self, to: &NodeName) -> Result<(), ApiError> {
+        if *to == self.ctx.config.node {
+            return Err(ApiError::Refused(format!("{} is on {to} already", self.name)));
+        }
+        let peers = self.ctx.membership.peers();
+        match peers.iter().find(|peer| peer.name == *to) {
+            None => Err(ApiError::NotFound(format!("there is no node {to}; `ha-manager status` lists them"))),
+            Some(peer) if peer.liveness != crate::membership::Liveness::Alive => {
+                Err(ApiError::Refused(format!("node {to} is {}", peer.liveness.as_str())))
+            }
+            Some(_) if !matches!(self.state, State::Up(_)) => {
+                Err(ApiError::Refused(format!("{} is not running", self.name)))
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// The last state, committed, with the container cut off from the network since it was frozen. `None` for a stateless
+    /// container. On an error the container is on the network again.
+    async fn last_snapshot_for_move(&mut self, progress: &ProgressSender) -> Result<Option<SnapshotId>, String> {
+        if matches!(self.app.spec.state, StateKind::Stateless) {
+            return Ok(None);
+        }
+        progress.step("last checkpoint");
+        let id = self.checkpoint(SnapshotKind::Final).await?;
+        progress.step(format!("{id}: packing and uploading"));
+        let cause = loop {
+            match self.uploads.report().await {
+                Report::Committed { manifest, .. } if manifest.meta.id == id => return Ok(Some(id)),
+                Report::Failed { id: failed, cause } | Report::Waiting { id: failed, cause } if failed == id => {
+                    break cause;
+                }
+                Report::Deposed(by) => break format!("node {} owns the container now", by.node),
+                earlier => drop(self.uploaded(earlier).await),
+            }
+        };
+        let (ctx, name) = (Arc::clone(&self.ctx), self.name.clone());
+        let opened = launch::blocking(move || ctx.network.gate(&name).and_then(|mut gate| gate.open())).await;
+        if let Err(error) = opened {
+            tracing::error!(container = %self.name, error = crate::chain(&error), "the gate could not be opened again");
+        }
+        Err(cause)
+    }
+
+    pub(super) async fn order_remove(&mut self, progress: ProgressSender, reply: Reply) -> ControlFlow<()> {
+        progress.step(format!("stopping {}", self.name));
+        if let State::Up(live) = &mut self.state {
+            let grace = std::time::Duration::from_secs(10);
+            // One that does not answer is killed below.
+            let _ = live.link.stop(grace).await;
+            let _ = tokio::time::timeout(grace + std::time::Duration::from_secs(1), live.exit.wait()).await;
+        }
+        progress.step("removing its snapshots");
+        let outcome = forget(&self.ctx, &self.name, self.generation, Some(&self.owner)).await;
+        if let Err(error) = outcome {
+            let _ = reply.send(Err(error));
+            self.clear(Extent::Running).await;
+            self.fail("it was to be removed, but the store did not take it; `rm` it again".into());
+            return ControlFlow::Continue(());
+        }
+        self.clear(Extent::All).await;
+        self.event("container.removed", "removed with its snapshots and volumes", json!({}));
+        let _ = reply.send(Ok(json!({"message": format!("{} removed", self.name)})));
+        ControlFlow::Break(())
+    }
+
+    pub(super) async fn uploaded(&mut self, report: Report) -> ControlFlow<()> {
+        match report {
+            Report::Committed { manifest, timing, pruned } => {
+                let id = manifest.meta.id;
+                let info = snapshot_info(&manifest);
+                let mut detail = json!({
+                    "snapshot": id, "frozen_ms": manifest.meta.frozen_ms, "raw_bytes": info.raw_bytes,
+                    "stored_bytes": info.stored_bytes, "health": info.health, "kind": info.kind,
+                    "frozen_at": info.frozen_at, "pruned": pruned.snapshots,
+                });
+                if let Some(timing) = timing {
+                    let took = timing.committed - timing.frozen_at;
+                    detail["wall_ms"] = json!(timing.wall.as_secs_f64() * 1000.0);
+                    detail["commit_ms"] = json!(took.as_secs_f64() * 1000.0);
+                    self.schedule.iter_mut().for_each(|schedule| schedule.committed(took));
+                }
+                self.event(
+                    "checkpoint.committed",
+                    &format!("{id}, frozen for {:.1} ms", manifest.meta.frozen_ms),
+                    detail,
+                );
+                self.last_committed = Some(id);
+                self.view.update(|view| {
+                    view.last_snapshot = Some(info.clone());
+                    view.last_frozen = timing.map(|timing| timing.frozen_at);
+                    view.checkpoint_problem = None;
+                });
+                self.save(match self.state {
+                    State::Up(_) => super::record::LocalPhase::Up,
+                    State::Down(_) => super::record::LocalPhase::Launching,
+                });
+                self.answer(id, Ok(committed(&info)));
+            }
+            Report::Failed { id, cause } => {
+                self.event("checkpoint.failed", &format!("{id}: {cause}"), json!({"snapshot": id, "cause": cause}));
+                self.view.update(|view| view.checkpoint_problem = Some(cause.clone()));
+                self.answer(id, Err(ApiError::Failed(cause)));
+            }
+            Report::Waiting { id, cause } => {
+                self.event(
+                    "checkpoint.waiting",
+                    &format!("{id} waits on this node: {cause}"),
+                    json!({"snapshot": id, "cause": cause}),
+                );
+                self.view.update(|view| view.checkpoint_problem = Some(cause.clone()));
+                self.answer(id, Err(ApiError::Unavailable(format!("{id} is taken and waits on this node: {cause}"))));
+            }
+            Report::Deposed(by) => return self.deposed(&by).await,
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn answer(&mut self, id: SnapshotId, outcome: Result<Value, ApiError>) {
+        if let Some(at) = self.waiting.iter().position(|(waiting, _)| *waiting == id) {
+            let (_, reply) = self.waiting.swap_remove(at);
+            let _ = reply.send(outcome);
+        }
+    }
+}
+
+fn committed(info: &SnapshotInfo) -> Value {
+    let text =
+        format!("{} committed: {} bytes stored, frozen for {:.1} ms", info.id, info.stored_bytes, info.frozen_ms);
+    json!({"message": text, "snapshot": info.id, "stored_bytes": info.stored_bytes, "frozen_ms": info.frozen_ms})
+}
+
+/// Takes a container out of the store: nobody owns it, nothing describes it, its snapshots and logs are deleted.
+pub async fn forget(ctx: &Ctx, name: &ContainerName, generation: u64, held: Option<&Owner>) -> Result<(), ApiError> {
+    let store = &ctx.store;
+    let unavailable = |error: &(dyn std::error::Error + 'static)| ApiError::Unavailable(crate::chain(error));
+    let current = ownership::current(store, name).await.map_err(|error| unavailable(&error))?;
+    if let (Some(held), Some(current)) = (held, &current)
+        && held != current
+    {
+        return Err(ApiError::Refused(format!("node {} owns {name} now; remove it there", current.node)));
+    }
+    // The description goes first: from here on nobody starts it any more.
+    if let apps::PutApp::Conflict(_) =
+        apps::put(store, name, generation, None).await.map_err(|error| unavailable(&error))?
+    {
+        return Err(ApiError::Refused(format!("{name} was changed by somebody else at the same time; try again")));
+    }
+    if let Some(owner) = current.filter(|owner| !owner.released) {
+        let claimant = Claimant::new(ctx.config.node.clone());
+        let released =
+            ownership::release(store, name, owner.epoch, &claimant).await.map_err(|error| unavailable(&error))?;
+        if let Claim::Lost(other) = released {
+            return Err(ApiError::Refused(format!("node {} took {name} over at the same time; try again", other.node)));
+        }
+    }
+    let removed = async {
+        snapshot::remove_all(store, name).await.map_err(|error| crate::chain(&error))?;
+        store.delete_prefix(&crate::store::keys::logs(name)).await.map_err(|error| crate::chain(&error))?;
+        for (address, container) in addresses::all(store).await.map_err(|error| crate::chain(&error))? {
+            if container == *name {
+                addresses::release(store, name, address).await.map_err(|error| crate::chain(&error))?;
+            }
+        }
+        Ok::<_, String>(())
+    };
+    removed.await.map_err(ApiError::Unavailable)
+}
+
+/// Clears away whatever is on this node of a container that it does not own.
+pub async fn clear_leftovers(ctx: &Arc<Ctx>, name: &ContainerName) -> Result<(), String> {
+    let (ctx, name) = (Arc::clone(ctx), name.clone());
+    let place = Place::new(&ctx.config, &name);
+    launch::blocking(move || teardown::clear(&ctx, &name, &place, Extent::All)).await.map_err(|error| error.to_string())
+}

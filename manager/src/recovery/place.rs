@@ -1,0 +1,116 @@
+//! Where a container's things are on this node.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use crate::{config::NodeConfig, spec::ContainerName};
+
+/// `STATE/containers/NAME/…` and, for CRIU's images, `SCRATCH/images/NAME/…` (best on a tmpfs).
+#[derive(Debug, Clone)]
+pub struct Place {
+    pub dir: PathBuf,
+    scratch: PathBuf,
+}
+
+impl Place {
+    pub fn new(config: &NodeConfig, name: &ContainerName) -> Self {
+        Self { dir: Self::all(config).join(name.as_str()), scratch: config.scratch.join("images").join(name.as_str()) }
+    }
+
+    /// The directory that has one directory per container.
+    pub fn all(config: &NodeConfig) -> PathBuf {
+        config.state_dir.join("containers")
+    }
+
+    /// What this node remembers about its copy; without it there is no copy.
+    pub fn record(&self) -> PathBuf {
+        self.dir.join("local.json")
+    }
+
+    pub fn upper(&self) -> PathBuf {
+        self.dir.join("upper")
+    }
+
+    pub fn work(&self) -> PathBuf {
+        self.dir.join("work")
+    }
+
+    /// The mounted root file system.
+    pub fn merged(&self) -> PathBuf {
+        self.dir.join("merged")
+    }
+
+    pub fn volumes(&self) -> PathBuf {
+        self.dir.join("volumes")
+    }
+
+    pub fn volume(&self, name: &str) -> PathBuf {
+        self.volumes().join(name)
+    }
+
+    pub fn bundle(&self) -> PathBuf {
+        self.dir.join("bundle")
+    }
+
+    /// The directory the agent and the manager both see.
+    pub fn channel(&self) -> PathBuf {
+        self.dir.join("channel")
+    }
+
+    /// Drafts of snapshots that are not committed yet.
+    pub fn queue(&self) -> PathBuf {
+        self.dir.join("queue")
+    }
+
+    /// The files as captured in a freeze, before they are packed.
+    pub fn staging(&self) -> PathBuf {
+        self.dir.join("staging")
+    }
+
+    /// CRIU's images of one dump or restore.
+    pub fn images(&self, what: &str) -> PathBuf {
+        self.scratch.join(what)
+    }
+
+    /// Makes the files of a new copy: everything of an old one goes first.
+    pub fn recreate(&self) -> io::Result<()> {
+        self.clear()?;
+        for dir in
+            [self.upper(), self.work(), self.merged(), self.volumes(), self.bundle(), self.channel(), self.queue()]
+        {
+            fs::create_dir_all(dir)?;
+        }
+        Ok(())
+    }
+
+    /// Removes the copy's files but not its log, which outlives restarts, nor its drafts. The root must not be mounted any more.
+    pub fn clear(&self) -> io::Result<()> {
+        for dir in [
+            self.upper(),
+            self.work(),
+            self.merged(),
+            self.volumes(),
+            self.bundle(),
+            self.staging(),
+            self.scratch.clone(),
+        ] {
+            remove_tree(&dir)?;
+        }
+        Ok(())
+    }
+
+    /// Removes everything.
+    pub fn remove(&self) -> io::Result<()> {
+        remove_tree(&self.scratch)?;
+        remove_tree(&self.dir)
+    }
+}
+
+fn remove_tree(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}

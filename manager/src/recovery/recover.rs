@@ -1,0 +1,356 @@
+//! Climbing the ladder that `policy` plans: each attempt, its failure, and the end when none is left.
+
+use std::{
+    ops::ControlFlow,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use serde_json::json;
+use tokio::sync::oneshot;
+
+use super::{
+    actor::{Actor, Down, RESTART_WINDOW, State},
+    handover::Handover,
+    launch::{self, LaunchError},
+    order::ProgressSender,
+    record::{LocalPhase, LocalRecord},
+    restore,
+    teardown::Extent,
+    view::Phase,
+};
+use crate::{
+    agentlink::AgentLink,
+    api::ApiError,
+    ownership,
+    policy::{self, Attempt, KnownSnapshot, Scope, Situation, Source},
+    recovery::live::{Live, first_answer},
+    snapshot::{self, SnapshotHealth},
+    spec::{RecoveryStep, SnapshotId, StateKind},
+};
+
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// A commit under way when the container is lost is waited for this long: it is the newest state there is.
+const COMMIT_PATIENCE: Duration = Duration::from_secs(2);
+
+impl Actor {
+    pub(super) async fn first_start(
+        &mut self,
+        progress: ProgressSender,
+        reply: oneshot::Sender<Result<serde_json::Value, ApiError>>,
+    ) -> ControlFlow<()> {
+        progress.step(format!("{}: starting", self.name));
+        let began = Instant::now();
+        let outcome = match self.launch(Source::Image).await {
+            Ok(()) => {
+                let detail = json!({"ms": ms(began), "address": self.identity.ip, "epoch": self.owner.epoch});
+                self.event("container.started", &format!("started at {}", self.identity.ip), detail);
+                Ok(json!({"message": format!("{} runs on {} at {}", self.name, self.ctx.config.node, self.identity.ip),
+                          "changed": true}))
+            }
+            Err(error) => {
+                let text = crate::chain(&error);
+                self.event("container.start-failed", &text, json!({"cause": text}));
+                self.fail(text.clone());
+                Err(ApiError::Failed(format!("{}: {text}", self.name)))
+            }
+        };
+        // The caller may have gone away; the container is there all the same.
+        let _ = reply.send(outcome);
+        ControlFlow::Continue(())
+    }
+
+    /// Something the container cannot do without is gone.
+    pub(super) async fn lost(&mut self, scope: Scope, why: String) -> ControlFlow<()> {
+        let detail = json!({"scope": format!("{scope:?}").to_lowercase(), "why": why});
+        self.event("container.lost", &why, detail);
+        self.uploads.settle(COMMIT_PATIENCE).await;
+        self.recover(scope, why).await
+    }
+
+    /// Brings the container back as its policy says. Ends with the container up, waiting, handed to a peer, or failed.
+    pub(super) async fn recover(&mut self, scope: Scope, why: String) -> ControlFlow<()> {
+        let began = Instant::now();
+        self.view.update(|view| (view.phase, view.pid, view.health) = (Phase::Recovering, 0, "none"));
+        self.event("recovery.started", &why, json!({"why": why, "epoch": self.owner.epoch}));
+        let snapshots = match self.known_snapshots().await {
+            Ok(snapshots) => snapshots,
+            Err(text) => return self.wait(scope, why, text),
+        };
+        let situation = self.situation(scope, snapshots).await;
+        let attempts = policy::plan(&self.app.spec.recovery, &situation);
+        let mut last = "the recovery policy has no step for this".to_owned();
+        for attempt in attempts {
+            if let Err(deposed) = ownership::ensure_current(&self.ctx.store, &self.name, &self.owner).await {
+                match deposed {
+                    ownership::OwnershipError::Deposed { by, .. } => return self.deposed(&by).await,
+                    other => return self.wait(scope, why, crate::chain(&other)),
+                }
+            }
+            self.announce(&attempt);
+            match attempt {
+                Attempt::Here { from, step } => match self.launch(from).await {
+                    Ok(()) => {
+                        self.recovered(from, step, began);
+                        return ControlFlow::Continue(());
+                    }
+                    Err(error) if error.is_transient() => return self.wait(scope, why, crate::chain(&error)),
+                    Err(error) => last = crate::chain(&error),
+                },
+                Attempt::Peer { node } => {
+                    self.clear(Extent::Files).await;
+                    match self.hand_over(&node, None).await {
+                        Handover::Taken { .. } => return self.gone(&node).await,
+                        Handover::Deposed(by) => return self.deposed(&by).await,
+                        Handover::Refused(text) => last = text,
+                    }
+                }
+            }
+            self.event("recovery.failed", &last, json!({"cause": last}));
+        }
+        let text = format!("nothing more to try: {last}");
+        self.event("recovery.exhausted", &text, json!({"cause": last}));
+        self.fail(text);
+        ControlFlow::Continue(())
+    }
+
+    fn announce(&self, attempt: &Attempt) {
+        let (step, text) = match attempt {
+            Attempt::Here { from: Source::Snapshot(id), step } => {
+                (step_name(*step), format!("from snapshot {id}, here"))
+            }
+            Attempt::Here { from: Source::Image, step } => {
+                (step_name(*step), "from the image: processes begin anew".into())
+            }
+            Attempt::Peer { node } => ("failover", format!("on {node}")),
+        };
+        self.event("recovery.step", &format!("{step}: {text}"), json!({"step": step}));
+    }
+
+    async fn situation(&mut self, scope: Scope, snapshots: Vec<KnownSnapshot>) -> Situation {
+        let now = Instant::now();
+        self.restarts.retain(|at| now.duration_since(*at) < RESTART_WINDOW);
+        let peers = self.ctx.membership.peers().into_iter();
+        let alive = peers.filter(|peer| peer.liveness == crate::membership::Liveness::Alive);
+        let candidates = alive.map(|peer| policy::Candidate { node: peer.name, containers: 0 }).collect();
+        Situation {
+            scope,
+            stateful: matches!(self.app.spec.state, StateKind::Stateful { .. }),
+            snapshots,
+            recent_restarts: u32::try_from(self.restarts.len()).unwrap_or(u32::MAX),
+            recent_failovers: self.recent_failovers().await,
+            peers: policy::rank(&self.name, candidates),
+        }
+    }
+
+    /// Changes of owner within the restart window. By the claimants' clocks: it bounds effort, it decides nothing else.
+    async fn recent_failovers(&self) -> u32 {
+        let window = chrono::Duration::from_std(RESTART_WINDOW).unwrap_or_default();
+        let recent = ownership::claims_since(&self.ctx.store, &self.name, chrono::Utc::now() - window).await;
+        // The first epoch is no failover.
+        recent.map_or(0, |count| count.saturating_sub(1))
+    }
+
+    /// What may be restored, newest first.
+    pub(super) async fn known_snapshots(&self) -> Result<Vec<KnownSnapshot>, String> {
+        if matches!(self.app.spec.state, StateKind::Stateless) {
+            return Ok(Vec::new());
+        }
+        let manifests =
+            snapshot::list_valid(&self.ctx.store, &self.name).await.map_err(|error| crate::chain(&error))?;
+        let known = |manifest: snapshot::Manifest| KnownSnapshot {
+            id: manifest.meta.id,
+            healthy: manifest.meta.health != SnapshotHealth::Unhealthy,
+        };
+        Ok(manifests.into_iter().map(known).collect())
+    }
+
+    /// One attempt: whatever was here goes, then the container comes up from `from` or nothing is left of it.
+    pub(super) async fn launch(&mut self, from: Source) -> Result<(), LaunchError> {
+        self.clear(Extent::Files).await;
+        self.save(LocalPhase::Launching);
+        let identity = self.network_identity();
+        let outcome = match from {
+            Source::Image => launch::cold_start(&self.ctx, &self.place, &self.app, &identity).await.map(|live| {
+                self.agent_digest = self.ctx.agent.digest();
+                // Until the first commit there is nothing to go back to.
+                self.schedule.iter_mut().for_each(|schedule| schedule.due_now(Instant::now()));
+                live
+            }),
+            Source::Snapshot(id) => {
+                restore::restore(&self.ctx, &self.place, &self.app, &identity, id).await.map(|restored| {
+                    self.agent_digest = restored.agent_digest.unwrap_or_else(|| self.ctx.agent.digest());
+                    self.schedule.iter_mut().for_each(|schedule| schedule.restart(Instant::now()));
+                    self.last_committed = Some(id);
+                    restored.live
+                })
+            }
+        };
+        match outcome {
+            Ok(live) => {
+                self.up(live);
+                Ok(())
+            }
+            Err(error) => {
+                self.clear(Extent::Files).await;
+                Err(error)
+            }
+        }
+    }
+
+    fn recovered(&mut self, from: Source, step: RecoveryStep, began: Instant) {
+        if matches!(step, RecoveryStep::Restart { .. }) {
+            self.restarts.push_back(Instant::now());
+        }
+        self.view.update(|view| view.recoveries += 1);
+        let detail = json!({"ms": ms(began), "epoch": self.owner.epoch, "from": source_name(from)});
+        self.event("recovery.serving", &format!("the container serves again, from {}", source_name(from)), detail);
+        if from == Source::Image && matches!(self.app.spec.state, StateKind::Stateful { .. }) {
+            self.event("recovery.state-lost", "it began anew from the image: its state is lost", json!({}));
+        }
+    }
+
+    /// What is needed is away for now: the same again later.
+    fn wait(&mut self, scope: Scope, why: String, cause: String) -> ControlFlow<()> {
+        let wait = self.waited.map_or(FIRST_WAIT, |waited| (waited * 2).min(LONGEST_WAIT));
+        self.waited = Some(wait);
+        let detail = json!({"cause": cause, "again_in_ms": u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)});
+        self.event("recovery.waiting", &cause, detail);
+        self.view.update(|view| view.failure = Some(cause));
+        self.state = State::Down(Down::Waiting { until: Instant::now() + wait, scope, why });
+        ControlFlow::Continue(())
+    }
+
+    pub(super) fn fail(&mut self, cause: String) {
+        self.state = State::Down(Down::Resting);
+        self.view.update(|view| (view.phase, view.pid, view.failure) = (Phase::Failed, 0, Some(cause)));
+        self.save(LocalPhase::Launching);
+    }
+
+    /// Another node has it now; nothing of it stays here.
+    pub(super) async fn gone(&mut self, to: &crate::spec::NodeName) -> ControlFlow<()> {
+        self.event("container.moved", &format!("it runs on {to} now"), json!({"to": to}));
+        self.clear(Extent::All).await;
+        ControlFlow::Break(())
+    }
+
+    /// An owner has handed the container to this node: one try, and the owner takes it back if that fails.
+    pub(super) async fn handed(
+        &mut self,
+        snapshot: Option<SnapshotId>,
+        reply: oneshot::Sender<Result<(), String>>,
+    ) -> ControlFlow<()> {
+        let began = Instant::now();
+        self.view.update(|view| view.phase = Phase::Recovering);
+        self.event(
+            "recovery.started",
+            "handed over by its owner",
+            json!({"why": "handed over", "epoch": self.owner.epoch}),
+        );
+        let from = match snapshot {
+            Some(id) => Ok(Source::Snapshot(id)),
+            None => self.known_snapshots().await.map(|known| {
+                known
+                    .iter()
+                    .find(|snapshot| snapshot.healthy)
+                    .map_or(Source::Image, |snapshot| Source::Snapshot(snapshot.id))
+            }),
+        };
+        let outcome = match from {
+            Ok(from) => self.launch(from).await.map(|()| from).map_err(|error| crate::chain(&error)),
+            Err(text) => Err(text),
+        };
+        match outcome {
+            Ok(from) => {
+                self.recovered(from, RecoveryStep::Failover, began);
+                let _ = reply.send(Ok(()));
+                ControlFlow::Continue(())
+            }
+            Err(text) => {
+                self.event("recovery.failed", &text, json!({"cause": text}));
+                self.clear(Extent::All).await;
+                match reply.send(Err(text)) {
+                    Ok(()) => ControlFlow::Break(()),
+                    // The caller is gone: nobody takes it back, so it is this node's to bring up.
+                    Err(_) => self.recover(Scope::Node, "its former owner is gone".into()).await,
+                }
+            }
+        }
+    }
+
+    /// Goes on with a copy that an earlier manager of this node left running.
+    pub(super) async fn adopt(&mut self, record: LocalRecord) -> ControlFlow<()> {
+        self.next_seq = record.next_seq;
+        self.last_committed = record.last_committed;
+        if record.phase == LocalPhase::Stopped {
+            self.view.update(|view| view.phase = Phase::Stopped);
+            return ControlFlow::Continue(());
+        }
+        match self.find(&record).await {
+            Ok(live) => {
+                let detail = json!({"pid": live.pid, "epoch": self.owner.epoch});
+                self.up(live);
+                self.event("container.adopted", "it ran on while the manager was away", detail);
+                ControlFlow::Continue(())
+            }
+            Err(text) => self.lost(Scope::Container, format!("it did not survive the manager's absence: {text}")).await,
+        }
+    }
+
+    async fn find(&self, record: &LocalRecord) -> Result<Live, String> {
+        use crate::runtime::{Runtime, Status};
+        let text = |error: &(dyn std::error::Error + 'static)| crate::chain(error);
+        let (ctx, name, identity) = (Arc::clone(&self.ctx), self.name.clone(), self.network_identity());
+        let (pid, attachment) = launch::blocking(move || {
+            let state = ctx
+                .runtime
+                .state(&ctx.runtime_id(&name), ctx.config.checkpoint.timeout)
+                .map_err(|error| text(&error))?;
+            let state = state.filter(|state| state.status != Status::Stopped).ok_or("its process is gone")?;
+            let found = ctx.network.find(&name, &identity).map_err(|error| text(&error))?;
+            let attachment = found.ok_or("its network is gone")?;
+            // A manager that was killed in a checkpoint left the gate closed, or one in a restore the link outside.
+            ctx.network.attach(&attachment).map_err(|error| text(&error))?;
+            ctx.network.gate(&name).and_then(|mut gate| gate.open()).map_err(|error| text(&error))?;
+            Ok::<_, String>((state.pid, attachment))
+        })
+        .await?;
+        let link = AgentLink::open(&self.place.channel(), self.name.clone()).map_err(|error| text(&error))?;
+        let status = first_answer(&link).await.map_err(|error| text(&error))?;
+        if hex::encode(&status.incarnation) != record.incarnation {
+            return Err("another agent answers than the one that was left".into());
+        }
+        if !status.main_running && matches!(self.app.spec.state, StateKind::Stateful { .. }) {
+            return Err("its main process has ended".into());
+        }
+        Live::new(pid, link, status.incarnation).map_err(|error| error.to_string())
+    }
+
+    pub(super) fn network_identity(&self) -> crate::network::NetIdentity {
+        let identity = &self.identity;
+        // The gateway is the node's, not the container's: each node may have another.
+        let gateway = self.ctx.network.config().gateway;
+        crate::network::NetIdentity { ip: identity.ip, prefix_len: identity.prefix_len, mac: identity.mac, gateway }
+    }
+}
+
+fn step_name(step: RecoveryStep) -> &'static str {
+    match step {
+        RecoveryStep::Restart { .. } => "restart",
+        RecoveryStep::Failover => "failover",
+        RecoveryStep::OlderSnapshot { .. } => "older-snapshot",
+        RecoveryStep::ColdStart => "cold-start",
+    }
+}
+
+fn source_name(source: Source) -> String {
+    match source {
+        Source::Snapshot(id) => id.to_string(),
+        Source::Image => "image".into(),
+    }
+}
+
+pub(super) fn ms(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,301 @@
+//! The runtime as the manager uses it, and runc.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use serde::Deserialize;
+
+use super::{
+    cgroup::Cgroup,
+    command::{self, Output},
+};
+
+/// For the steps that clean up after a failure.
+const CLEANING: Duration = Duration::from_secs(5);
+
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    #[error("cannot run {program:?} to {verb} container {id}: is it installed?")]
+    Spawn { program: PathBuf, verb: &'static str, id: String, source: io::Error },
+    #[error("{program:?} did not {verb} container {id} within {timeout:?} and was killed")]
+    Timeout { program: PathBuf, verb: &'static str, id: String, timeout: Duration },
+    #[error("{program:?} could not {verb} container {id}: {message}")]
+    Failed { program: PathBuf, verb: &'static str, id: String, message: String },
+    #[error("{program:?} gave an answer to `{verb}` that is not understood: {answer:.200}")]
+    Answer { program: PathBuf, verb: &'static str, answer: String },
+    #[error(
+        "the cgroup of container {id} is not empty: processes {pids:?} are in it; is the container running already?"
+    )]
+    Busy { id: String, pids: Vec<i32> },
+    #[error("container {id} ended while it was being started")]
+    Ended { id: String },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    Creating,
+    Created,
+    Running,
+    Paused,
+    Stopped,
+}
+
+/// What a runtime knows of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct ContainerState {
+    pub id: String,
+    pub status: Status,
+    /// The init process as this PID namespace sees it; 0 when it has ended.
+    #[serde(default)]
+    pub pid: i32,
+    pub bundle: PathBuf,
+}
+
+/// An OCI runtime. No call leaves a child of ours behind, and the container is never one: the PID 1 of the PID namespace
+/// inherits and reaps it. So the manager must not be a child subreaper unless it reaps.
+pub trait Runtime: Send + Sync {
+    /// Creates and starts a container, detached, with `/dev/null` as its three standard descriptors.
+    ///
+    /// # Errors
+    /// With the runtime's own words. Nothing of the container is left then.
+    fn start(&self, id: &str, bundle: &Path, timeout: Duration) -> Result<i32, RuntimeError>;
+
+    /// Restores a container from CRIU images, detached. `work` gets CRIU's `restore.log`.
+    ///
+    /// # Errors
+    /// As for [`Runtime::start`].
+    fn restore(
+        &self,
+        id: &str,
+        bundle: &Path,
+        images: &Path,
+        work: &Path,
+        timeout: Duration,
+    ) -> Result<i32, RuntimeError>;
+
+    /// `None` when the runtime does not know the container.
+    fn state(&self, id: &str, timeout: Duration) -> Result<Option<ContainerState>, RuntimeError>;
+
+    /// Sends a signal to the init process.
+    fn kill(&self, id: &str, signal: i32, timeout: Duration) -> Result<(), RuntimeError>;
+
+    /// Kills what runs and removes the container's state and cgroup. A container it does not know is no error.
+    fn delete(&self, id: &str, timeout: Duration) -> Result<(), RuntimeError>;
+
+    fn list(&self, timeout: Duration) -> Result<Vec<ContainerState>, RuntimeError>;
+}
+
+/// runc, called as a program.
+#[derive(Debug, Clone)]
+pub struct Runc {
+    program: PathBuf,
+    root: PathBuf,
+    criu: PathBuf,
+}
+
+impl Runc {
+    /// `root` is runc's state directory and should be on a tmpfs: after a reboot nothing in it is true any more.
+    pub fn new(program: impl Into<PathBuf>, root: impl Into<PathBuf>, criu: impl Into<PathBuf>) -> Self {
+        Self { program: program.into(), root: root.into(), criu: criu.into() }
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn call(
+        &self,
+        verb: &'static str,
+        id: &str,
+        args: &[&str],
+        output: Output,
+        timeout: Duration,
+    ) -> Result<String, RuntimeError> {
+        let log = LogFile::new(&self.root).map_err(|source| self.spawn_error(verb, id, source))?;
+        let mut all: Vec<std::ffi::OsString> = vec!["--root".into(), self.root.clone().into()];
+        all.extend(["--log".into(), log.path.clone().into(), "--log-format".into(), "json".into()]);
+        if verb == "restore" && self.takes_criu_path() {
+            all.extend(["--criu".into(), self.criu.clone().into()]);
+        }
+        all.extend(args.iter().map(Into::into));
+        let finished = command::run(&self.program, &all, output, timeout)
+            .map_err(|source| self.spawn_error(verb, id, source))?
+            .ok_or_else(|| RuntimeError::Timeout { program: self.program.clone(), verb, id: id.to_owned(), timeout })?;
+        if finished.status.success() {
+            return Ok(finished.stdout);
+        }
+        let message =
+            log.errors().or_else(|| non_empty(finished.stderr)).unwrap_or_else(|| finished.status.to_string());
+        Err(RuntimeError::Failed { program: self.program.clone(), verb, id: id.to_owned(), message })
+    }
+
+    /// runc 1.1 has `--criu`; later ones take `criu` from the PATH only.
+    fn takes_criu_path(&self) -> bool {
+        self.criu != Path::new("criu")
+    }
+
+    fn spawn_error(&self, verb: &'static str, id: &str, source: io::Error) -> RuntimeError {
+        RuntimeError::Spawn { program: self.program.clone(), verb, id: id.to_owned(), source }
+    }
+
+    fn up(
+        &self,
+        verb: &'static str,
+        id: &str,
+        bundle: &Path,
+        extra: &[&str],
+        timeout: Duration,
+    ) -> Result<i32, RuntimeError> {
+        let deadline = Instant::now() + timeout;
+        let cgroup = Cgroup::of_bundle(bundle);
+        let pids = cgroup.processes();
+        if !pids.is_empty() {
+            return Err(RuntimeError::Busy { id: id.to_owned(), pids });
+        }
+        let bundle = bundle.to_string_lossy();
+        let mut args = vec![if verb == "restore" { "restore" } else { "run" }, "--detach", "--bundle", &bundle];
+        args.extend(extra);
+        args.push(id);
+        let up = self.call(verb, id, &args, Output::DevNull, timeout).and_then(|_| {
+            let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
+            match self.state(id, left)? {
+                Some(state) if state.pid > 0 && state.status != Status::Stopped => Ok(state.pid),
+                _ => Err(RuntimeError::Ended { id: id.to_owned() }),
+            }
+        });
+        // "Already exists" is about somebody else's container of that name: it must not be deleted for our failure.
+        let foreign = matches!(&up, Err(RuntimeError::Failed { message, .. })
+            if message.contains("already exists") || message.contains("given ID"));
+        if up.is_err() && !foreign {
+            // The first error is the one to report; what the cleaning up may add says nothing about its cause.
+            let _ = self.delete(id, CLEANING);
+            self.remove_remains(id, &cgroup);
+        }
+        up
+    }
+
+    /// Takes away what a runtime that failed or was killed half-way does not know of any more: processes in the cgroup,
+    /// the cgroup, the mount it restores into, its state.
+    fn remove_remains(&self, id: &str, cgroup: &Cgroup) {
+        if let Err(error) = cgroup.remove(CLEANING) {
+            tracing::warn!(container = id, %error, "a cgroup of a failed start is left");
+        }
+        let state = self.root.join(id);
+        // Mostly there is neither.
+        let _ = nix::mount::umount2(&state.join("criu-root"), nix::mount::MntFlags::MNT_DETACH);
+        let _ = fs::remove_dir(state.join("criu-root"));
+        match fs::remove_dir_all(&state) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(container = id, %error, "the runtime's state of a failed start is left");
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Runtime for Runc {
+    fn start(&self, id: &str, bundle: &Path, timeout: Duration) -> Result<i32, RuntimeError> {
+        self.up("start", id, bundle, &[], timeout)
+    }
+
+    fn restore(
+        &self,
+        id: &str,
+        bundle: &Path,
+        images: &Path,
+        work: &Path,
+        timeout: Duration,
+    ) -> Result<i32, RuntimeError> {
+        let (images, work) = (images.to_string_lossy(), work.to_string_lossy());
+        let extra = ["--image-path", &images, "--work-path", &work, "--tcp-established", "--file-locks"];
+        self.up("restore", id, bundle, &extra, timeout)
+    }
+
+    fn state(&self, id: &str, timeout: Duration) -> Result<Option<ContainerState>, RuntimeError> {
+        match self.call("state", id, &["state", id], Output::Captured, timeout) {
+            Ok(answer) => serde_json::from_str(&answer).map(Some).map_err(|_| RuntimeError::Answer {
+                program: self.program.clone(),
+                verb: "state",
+                answer,
+            }),
+            Err(error) if is_unknown(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn kill(&self, id: &str, signal: i32, timeout: Duration) -> Result<(), RuntimeError> {
+        self.call("kill", id, &["kill", id, &signal.to_string()], Output::Captured, timeout).map(drop)
+    }
+
+    fn delete(&self, id: &str, timeout: Duration) -> Result<(), RuntimeError> {
+        match self.call("delete", id, &["delete", "--force", id], Output::Captured, timeout) {
+            Err(error) if !is_unknown(&error) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn list(&self, timeout: Duration) -> Result<Vec<ContainerState>, RuntimeError> {
+        let answer = self.call("list", "all", &["list", "--format", "json"], Output::Captured, timeout)?;
+        // Without containers runc prints `null`.
+        let list: Option<Vec<ContainerState>> = serde_json::from_str(&answer).map_err(|_| RuntimeError::Answer {
+            program: self.program.clone(),
+            verb: "list",
+            answer: answer.clone(),
+        })?;
+        Ok(list.unwrap_or_default())
+    }
+}
+
+fn is_unknown(error: &RuntimeError) -> bool {
+    matches!(error, RuntimeError::Failed { message, .. } if message.contains("does not exist"))
+}
+
+fn non_empty(text: String) -> Option<String> {
+    let text = text.trim();
+    if text.is_empty() { None } else { Some(text.to_owned()) }
+}
+
+/// A log of one call, removed when it goes.
+struct LogFile {
+    path: PathBuf,
+}
+
+impl LogFile {
+    fn new(root: &Path) -> io::Result<Self> {
+        use std::sync::atomic::{AtomicU64, Ordering};
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        // Beside the root, not in it: whatever is inside is taken for a container when runc lists them.
+        let mut dir = root.as_os_str().to_owned();
+        dir.push(".log");
+        let dir = PathBuf::from(dir);
+        fs::create_dir_all(root)?;
+        fs::create_dir_all(&dir)?;
+        let n = COUNT.fetch_add(1, Ordering::Relaxed);
+        Ok(Self { path: dir.join(format!("{}-{n}", std::process::id())) })
+    }
+
+    /// The messages at error level or above, oldest first.
+    fn errors(&self) -> Option<String> {
+        #[derive(Deserialize)]
+        struct Line {
+            level: String,
+            msg: String,
+        }
+        let text = fs::read_to_string(&self.path).ok()?;
+        let lines = text.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok());
+        let errors: Vec<String> =
+            lines.filter(|line| matches!(line.level.as_str(), "error" | "fatal")).map(|line| line.msg).collect();
+        non_empty(errors.join("; "))
+    }
+}
+
+impl Drop for LogFile {
+    fn drop(&mut self) {
+        // Absent when runc logged nothing.
+        let _ = fs::remove_file(&self.path);
+    }
+}

@@ -1,0 +1,139 @@
+//! `addresses/<ipv4>`: which container has which address. Created once, deleted by its owner.
+//!
+//! The walk through the pool begins at a hash of the container's name, so that usually the first try is free, and a
+//! container that comes back gets its old address.
+
+use std::{collections::BTreeSet, net::Ipv4Addr};
+
+use futures_util::{StreamExt, TryStreamExt};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Store, StoreError, keys,
+    record::{self, Created, Record},
+};
+use crate::spec::ContainerName;
+
+/// Tries one by one before the taken addresses are listed.
+const DIRECT_TRIES: u32 = 8;
+
+/// The addresses containers get: the hosts of a network, without some.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pool {
+    /// Any address of the network.
+    pub network: Ipv4Addr,
+    /// 8 to 30.
+    pub prefix_len: u8,
+    /// Gateway, nodes, ranges kept for others.
+    pub exclude: BTreeSet<Ipv4Addr>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct AddressRecord {
+    container: ContainerName,
+}
+
+/// A container's name is unique in the cluster, so it is its own nonce.
+impl Record for AddressRecord {
+    fn nonce(&self) -> &str {
+        self.container.as_str()
+    }
+}
+
+impl Pool {
+    fn hosts(&self) -> u32 {
+        (1_u32 << (32 - u32::from(self.prefix_len.clamp(8, 30)))) - 2
+    }
+
+    /// All usable addresses, beginning where the name's hash points.
+    pub fn walk(&self, container: &ContainerName) -> impl Iterator<Item = Ipv4Addr> + '_ {
+        let hosts = self.hosts();
+        let network = u32::from(self.network) & !(hosts + 1);
+        let hash = blake3::hash(container.as_str().as_bytes());
+        let mut head = [0; 8];
+        head.copy_from_slice(&hash.as_bytes()[..8]);
+        // The remainder is below `hosts`, a u32.
+        let start = (u64::from_le_bytes(head) % u64::from(hosts)) as u32;
+        (0..hosts)
+            .map(move |n| {
+                Ipv4Addr::from(network + 1 + (u64::from(start) + u64::from(n)).rem_euclid(u64::from(hosts)) as u32)
+            })
+            .filter(|a| !self.exclude.contains(a))
+    }
+}
+
+/// Gives `container` an address of the pool; called again, the same one (unless an earlier one of its walk was freed).
+///
+/// # Errors
+/// [`StoreError::PoolExhausted`].
+pub async fn allocate(store: &Store, container: &ContainerName, pool: &Pool) -> Result<Ipv4Addr, StoreError> {
+    let mut taken = None;
+    for (tries, address) in pool.walk(container).enumerate() {
+        if tries as u32 == DIRECT_TRIES {
+            let all = all(store).await?;
+            if let Some((address, _)) =
+                all.iter().find(|(a, owner)| owner == container && pool.walk(container).any(|w| w == *a))
+            {
+                return Ok(*address);
+            }
+            taken = Some(all.into_iter().map(|(a, _)| a).collect::<BTreeSet<_>>());
+        }
+        if taken.as_ref().is_some_and(|t| t.contains(&address)) {
+            continue;
+        }
+        if try_reserve(store, container, address).await?.is_none() {
+            return Ok(address);
+        }
+    }
+    let pool = format!("{}/{}", pool.network, pool.prefix_len);
+    Err(StoreError::PoolExhausted { pool, container: container.to_string() })
+}
+
+/// Gives `container` this very address.
+///
+/// # Errors
+/// [`StoreError::AddressTaken`] names who has it.
+pub async fn reserve(store: &Store, container: &ContainerName, address: Ipv4Addr) -> Result<(), StoreError> {
+    match try_reserve(store, container, address).await? {
+        None => Ok(()),
+        Some(owner) => {
+            Err(StoreError::AddressTaken { address, owner: owner.to_string(), container: container.to_string() })
+        }
+    }
+}
+
+/// Gives an address back; one that is not this container's is left alone.
+pub async fn release(store: &Store, container: &ContainerName, address: Ipv4Addr) -> Result<(), StoreError> {
+    if owner(store, address).await?.as_ref() == Some(container) {
+        store.delete(&keys::address(address)).await?;
+    }
+    Ok(())
+}
+
+pub async fn owner(store: &Store, address: Ipv4Addr) -> Result<Option<ContainerName>, StoreError> {
+    let record: Option<AddressRecord> = record::read_opt(store, &keys::address(address)).await?;
+    Ok(record.map(|r| r.container))
+}
+
+/// Every address given out, with its container.
+pub async fn all(store: &Store) -> Result<Vec<(Ipv4Addr, ContainerName)>, StoreError> {
+    let listed = store.list(keys::ADDRESSES).await?;
+    let addresses = listed.iter().filter_map(|o| o.key.strip_prefix(keys::ADDRESSES)?.parse::<Ipv4Addr>().ok());
+    let addresses: Vec<Ipv4Addr> = addresses.collect();
+    let reads = addresses.into_iter().map(|a| async move { Ok(owner(store, a).await?.map(|o| (a, o))) });
+    let found: Vec<Option<_>> = futures_util::stream::iter(reads).buffered(16).try_collect().await?;
+    Ok(found.into_iter().flatten().collect())
+}
+
+/// `Some(owner)` if it is another's.
+async fn try_reserve(
+    store: &Store,
+    container: &ContainerName,
+    address: Ipv4Addr,
+) -> Result<Option<ContainerName>, StoreError> {
+    let record = AddressRecord { container: container.clone() };
+    match record::create(store, &keys::address(address), &record).await? {
+        Created::Won => Ok(None),
+        Created::Lost(other) => Ok(Some(other.container)),
+    }
+}

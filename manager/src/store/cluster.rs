@@ -1,0 +1,180 @@
+//! Joining: is this the right store, does it keep its promise, and is our name free?
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use chrono::{DateTime, SubsecRound, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Backend, PutNew, Store, StoreError, keys,
+    record::{self, Created, Record},
+};
+use crate::spec::NodeName;
+
+/// The version of the store's layout. A store with a greater one is refused.
+const FORMAT: u32 = 1;
+const MAGIC: &str = "ha-manager store";
+const PROBE_ROUNDS: usize = 3;
+const PROBE_WRITERS: usize = 6;
+
+/// The `cluster` object.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Marker {
+    magic: String,
+    format: u32,
+    pub(super) cluster: String,
+    /// Tells this store from every other.
+    pub(super) id: String,
+    created: DateTime<Utc>,
+}
+
+impl Marker {
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, StoreError> {
+        let corrupt = |what| StoreError::Corrupt { key: keys::CLUSTER.to_owned(), what };
+        #[derive(Deserialize)]
+        struct Head {
+            magic: String,
+            format: u32,
+        }
+        // First what every version has, so that a newer one is named as such.
+        let head: Head = serde_json::from_slice(bytes).map_err(|e| corrupt(e.to_string()))?;
+        if head.magic != MAGIC {
+            return Err(corrupt(format!("it does not begin with {MAGIC:?}")));
+        }
+        if head.format > FORMAT {
+            return Err(StoreError::TooNew { key: keys::CLUSTER.to_owned(), found: head.format, known: FORMAT });
+        }
+        serde_json::from_slice(bytes).map_err(|e| corrupt(e.to_string()))
+    }
+}
+
+impl Record for Marker {
+    fn nonce(&self) -> &str {
+        &self.id
+    }
+}
+
+/// The store this node joined.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterInfo {
+    pub cluster: String,
+    /// Tells this store from every other.
+    pub id: String,
+    /// True for the node that was there first.
+    pub created: bool,
+}
+
+/// `nodes/<node>`: who goes by this name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    pub node: NodeName,
+    /// Kept in the node's state directory, so that a restarted manager knows its own record.
+    pub nonce: String,
+    /// Where peers reach it, `host:port`.
+    pub address: String,
+    /// The node's clock; for people.
+    pub at: DateTime<Utc>,
+}
+
+impl Record for NodeRecord {
+    fn nonce(&self) -> &str {
+        &self.nonce
+    }
+}
+
+impl Store {
+    /// Joins the cluster's store, making it one on first use.
+    ///
+    /// # Errors
+    /// [`StoreError::WrongCluster`], [`StoreError::TooNew`], and all of [`Store::put_new`].
+    pub async fn init_or_join(&self, cluster: &str) -> Result<ClusterInfo, StoreError> {
+        let existing = self.get_opt(keys::CLUSTER, record::MAX_RECORD).await?;
+        let (bytes, created) = match existing {
+            Some(bytes) => (bytes, false),
+            None => {
+                let marker = Marker {
+                    magic: MAGIC.to_owned(),
+                    format: FORMAT,
+                    cluster: cluster.to_owned(),
+                    id: record::nonce(),
+                    created: Utc::now().trunc_subsecs(0),
+                };
+                let created = matches!(record::create(self, keys::CLUSTER, &marker).await?, Created::Won);
+                (self.get(keys::CLUSTER, record::MAX_RECORD).await?, created)
+            }
+        };
+        let marker = Marker::decode(&bytes)?;
+        if marker.cluster != cluster {
+            return Err(StoreError::WrongCluster {
+                url: self.url().to_owned(),
+                found: marker.cluster,
+                wanted: cluster.to_owned(),
+            });
+        }
+        if let Backend::Directory { guard, .. } = &self.inner.backend {
+            guard.expect_store(&marker.id);
+        }
+        Ok(ClusterInfo { cluster: marker.cluster, id: marker.id, created })
+    }
+
+    /// Tests that of several writers racing for one key exactly one creates it, and that its content stays.
+    ///
+    /// # Errors
+    /// [`StoreError::NotCreateOnly`] says what was seen instead.
+    pub async fn probe_create_only(&self) -> Result<(), StoreError> {
+        for _ in 0..PROBE_ROUNDS {
+            let key = format!("probe/{}", record::nonce());
+            let outcome = self.probe_once(&key).await;
+            let deleted = self.delete(&key).await;
+            outcome?;
+            deleted?;
+        }
+        Ok(())
+    }
+
+    async fn probe_once(&self, key: &str) -> Result<(), StoreError> {
+        let bad = |what: String| StoreError::NotCreateOnly { url: self.url().to_owned(), what };
+        let contents: Vec<String> = (0..PROBE_WRITERS).map(|_| record::nonce()).collect();
+        let writers = contents.iter().map(|content| self.put_new(key, Bytes::from(content.clone())));
+        let mut created = Vec::new();
+        for (content, outcome) in contents.iter().zip(futures_util::future::join_all(writers).await) {
+            if outcome? == PutNew::Created {
+                created.push(content);
+            }
+        }
+        if created.len() > 1 {
+            return Err(bad(format!("{} of {PROBE_WRITERS} writers were told that they created {key}", created.len())));
+        }
+        if self.put_new(key, Bytes::from_static(b"late")).await? == PutNew::Created {
+            return Err(bad(format!("{key} was created a second time")));
+        }
+        let there = self.get(key, 1024).await?;
+        // Nobody told "created" is a lost answer: the content then has to be one of ours all the same.
+        let good = match created.first() {
+            Some(winner) => there == winner.as_bytes(),
+            None => contents.iter().any(|c| there == c.as_bytes()),
+        };
+        if good { Ok(()) } else { Err(bad(format!("{key} does not hold what its creator wrote"))) }
+    }
+
+    /// Registers this node's name, or finds its own record of an earlier run (the same nonce).
+    ///
+    /// # Errors
+    /// [`StoreError::NodeNameTaken`] if another node has it.
+    pub async fn claim_node_name(&self, wanted: &NodeRecord) -> Result<NodeRecord, StoreError> {
+        match record::create(self, &keys::node(&wanted.node), wanted).await? {
+            Created::Won => Ok(record::read(self, &keys::node(&wanted.node)).await?),
+            Created::Lost(other) => Err(StoreError::NodeNameTaken {
+                name: other.node.to_string(),
+                address: other.address,
+                at: other.at.to_rfc3339(),
+            }),
+        }
+    }
+
+    /// The longest a small operation may take.
+    pub fn deadline(&self) -> Duration {
+        self.inner.options.deadline
+    }
+}
