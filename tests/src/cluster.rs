@@ -75,12 +75,22 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Switches `count` nodes on and starts their managers. `extra` is added to every node's configuration; tables in
-    /// it come after the keys that the laboratory sets.
+    /// Switches `count` nodes on and starts their managers. `extra` is added to every node's configuration: lines of
+    /// TOML with dotted keys.
     ///
     /// # Errors
     /// With the node or manager that did not come up, and the end of its log.
     pub fn start(count: u8, extra: &str) -> anyhow::Result<Self> {
+        let mut cluster = Self::without_managers(count, extra)?;
+        cluster.start_managers()?;
+        Ok(cluster)
+    }
+
+    /// As `start`, without starting the managers.
+    ///
+    /// # Errors
+    /// With the node that did not come up.
+    pub fn without_managers(count: u8, extra: &str) -> anyhow::Result<Self> {
         let lab = Lab::new()?;
         let mut cluster = Self { members: Vec::new(), lab };
         for number in 1..=count {
@@ -91,13 +101,38 @@ impl Cluster {
             fs::write(&config, configuration(&node, &cluster.lab, &peers.join(", "), extra))?;
             cluster.members.push(Member { node, config, manager: None, events: Arc::default() });
         }
-        for member in &mut cluster.members {
+        Ok(cluster)
+    }
+
+    /// Starts the manager of every node and waits until they see each other.
+    ///
+    /// # Errors
+    /// With the manager that did not come up, and the end of its log.
+    pub fn start_managers(&mut self) -> anyhow::Result<()> {
+        for member in &mut self.members {
             member.start_manager()?;
         }
-        cluster.wait("all managers to see each other", Duration::from_secs(20), |cluster| {
-            cluster.members.iter().all(|member| member.sees_alive() == usize::from(count))
-        })?;
-        Ok(cluster)
+        self.wait_for_all()
+    }
+
+    /// Waits until every manager holds every node alive.
+    ///
+    /// # Errors
+    /// As `wait`.
+    pub fn wait_for_all(&self) -> anyhow::Result<()> {
+        let all = self.members.len();
+        self.wait("all managers to see each other", Duration::from_secs(20), |cluster| {
+            cluster.members.iter().all(|member| member.sees_alive() == all)
+        })
+    }
+
+    /// The number of the member that runs the container `name`, by its own account.
+    pub fn owner_of(&self, name: &str) -> Option<usize> {
+        let runs = |member: &Member| {
+            let container = member.container(name);
+            container.is_some_and(|c| c.get("node").is_some_and(|node| node == member.node.name()))
+        };
+        self.members.iter().position(|member| member.node.is_on() && runs(member))
     }
 
     /// Waits until `condition` holds.
@@ -153,6 +188,19 @@ impl Cluster {
     }
 }
 
+/// Why a test that needs managers cannot run here, or `None` when it can.
+pub fn why_no_cluster() -> Option<String> {
+    let not_built = || {
+        let agent = manager_program().map(|manager| manager.with_file_name("ha-agent"));
+        match agent {
+            Ok(agent) if agent.is_file() => None,
+            Ok(agent) => Some(format!("{} is not built: run scripts/build --debug", agent.display())),
+            Err(err) => Some(err.to_string()),
+        }
+    };
+    crate::why_no_nodes().or_else(not_built)
+}
+
 fn configuration(node: &Node, lab: &Lab, peers: &str, extra: &str) -> String {
     let (name, address, disk, store) = (node.name(), node.address(), node.disk(), lab.store());
     let (uplink, disk, store) = (Node::UPLINK, disk.display(), store.display());
@@ -161,7 +209,7 @@ fn configuration(node: &Node, lab: &Lab, peers: &str, extra: &str) -> String {
     );
     format!(
         "node = \"{name}\"\ncluster = \"lab\"\nlisten = \"0.0.0.0:7420\"\nadvertise = \"{address}:7420\"\n\
-         peers = [{peers}]\nstore = \"file://{store}\"\nstate_dir = \"{disk}/state\"\n\n{network}\n{extra}"
+         peers = [{peers}]\nstore = \"file://{store}\"\nstate_dir = \"{disk}/state\"\n{extra}\n\n{network}"
     )
 }
 

@@ -4,6 +4,7 @@
 //! shares with its peers is the kernel and the store's directory. Cutting its power is a SIGKILL to its first process.
 //! The demo, the benchmarks and the integration tests all stand on this.
 
+pub mod bench;
 pub mod census;
 pub mod clients;
 pub mod cluster;

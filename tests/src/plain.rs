@@ -24,7 +24,7 @@ pub struct Plain {
     pub image: PathBuf,
 }
 
-/// How long the stock checkpoint took, and for how long of it the container was frozen.
+/// How long the stock checkpoint took.
 #[derive(Debug, Clone, Copy)]
 pub struct Pause {
     pub wall: Duration,
@@ -103,8 +103,22 @@ impl Plain {
     /// With what runc said, and the end of CRIU's log.
     pub fn checkpoint(&self, node: &Node, images: &Path) -> anyhow::Result<Pause> {
         fs::create_dir_all(images)?;
+        fs::create_dir_all(images.with_extension("work"))?;
+        self.checkpoint_into(node, images)
+    }
+
+    /// As `checkpoint`, into a directory that the node alone sees (its /run is memory).
+    ///
+    /// # Errors
+    /// As `checkpoint`.
+    pub fn checkpoint_inside(&self, node: &Node, images: &Path) -> anyhow::Result<Pause> {
+        let work = images.with_extension("work");
+        node.exec(&format!("mkdir -p {} {}", images.display(), work.display()))?;
+        self.checkpoint_into(node, images)
+    }
+
+    fn checkpoint_into(&self, node: &Node, images: &Path) -> anyhow::Result<Pause> {
         let (name, work) = (&self.name, images.with_extension("work"));
-        fs::create_dir_all(&work)?;
         let begin = Instant::now();
         self.runc(node, &format!("pause {name}"))?;
         let options = "--leave-running --tcp-established --file-locks";

@@ -26,6 +26,18 @@ enum Cmd {
         #[arg(long, value_enum, default_value = "vlc")]
         workload: Workload,
     },
+    /// Measure the figures of the README into target/bench/results.json.
+    Bench {
+        /// Only the figure of this name.
+        #[arg(long)]
+        only: Option<String>,
+        /// Failovers per program; checkpoints are taken four times as often.
+        #[arg(long, default_value_t = 5)]
+        samples: usize,
+        /// Print the names and what they mean, and measure nothing.
+        #[arg(long)]
+        list: bool,
+    },
     /// Build the root file system of a workload into a directory: counter, redis or vlc.
     Image { name: String, dir: std::path::PathBuf },
     /// Keep a number of nodes running until standard input ends, and print how to enter them.
@@ -67,6 +79,10 @@ fn run(command: Cmd) -> anyhow::Result<u8> {
     match command {
         Cmd::Image { name, dir } => ha_lab::images::build(&name, &dir)?,
         Cmd::Demo { workload } => ha_lab::demo::run(workload)?,
+        Cmd::Bench { list: true, .. } => {
+            ha_lab::bench::NAMES.iter().for_each(|(name, meaning)| println!("{name:<38}{meaning}"));
+        }
+        Cmd::Bench { only, samples, .. } => ha_lab::bench::run(only.as_deref(), samples.max(1))?,
         Cmd::Nodes { count } => nodes(count)?,
         Cmd::Census => println!("{}", serde_json::to_string(&Census::here())?),
         Cmd::NodeWarden(args) => warden::node_warden(&args)?,

@@ -82,17 +82,29 @@ impl Workload {
     /// # Errors
     /// When the image cannot be built.
     pub fn compose(self, sensitivity: &str) -> anyhow::Result<String> {
+        self.compose_with(&self.command(), Some(sensitivity))
+    }
+
+    /// As `compose`, with another command, and stateless without a sensitivity.
+    ///
+    /// # Errors
+    /// As `compose`.
+    pub fn compose_with(self, command: &[String], sensitivity: Option<&str>) -> anyhow::Result<String> {
+        let annotations = match sensitivity {
+            Some(sensitivity) => serde_json::json!({
+                "io.ha-manager.state": "stateful",
+                "io.ha-manager.state-sensitivity": sensitivity,
+            }),
+            None => serde_json::json!({ "io.ha-manager.state": "stateless" }),
+        };
         // JSON is YAML: nothing has to be quoted by hand.
         let service = serde_json::json!({
             "image": images::cached(self.name())?,
-            "command": self.command(),
+            "command": command,
             "networks": { "default": { "ipv4_address": ADDRESS } },
             "healthcheck": { "test": self.healthcheck(), "interval": "1s", "timeout": "2s", "retries": 3 },
             "restart": "always",
-            "annotations": {
-                "io.ha-manager.state": "stateful",
-                "io.ha-manager.state-sensitivity": sensitivity,
-            },
+            "annotations": annotations,
         });
         Ok(serde_json::to_string_pretty(&serde_json::json!({ "services": { self.name(): service } }))?)
     }

@@ -197,6 +197,22 @@ impl Node {
         Ok(self.command(words.next().context("no command given")?)?.args(words).output()?)
     }
 
+    /// The processes in the node whose command line begins with `program`, in the machine's numbering.
+    pub fn processes(&self, program: &str) -> Vec<u32> {
+        let runs = |pid: &u32| {
+            let read = |file: &str| fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+            let command = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
+            command.starts_with(program) && self.holds(&String::from_utf8_lossy(&read("cgroup")))
+        };
+        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(runs).collect()
+    }
+
+    /// Whether a process with this /proc/PID/cgroup is in the node's groups or below.
+    fn holds(&self, cgroup: &str) -> bool {
+        cgroup.lines().any(|line| line.split('/').any(|part| part == self.group()))
+    }
+
     /// Everything in the node that a program could leave behind.
     ///
     /// # Errors

@@ -1,0 +1,76 @@
+//! What the cluster tests share: a counter in a container, and a client's view of it.
+#![allow(dead_code)]
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, SystemTime},
+};
+
+use ha_lab::{
+    clients::counter::{Counter, Value, connect_patiently},
+    cluster::{Cluster, why_no_cluster},
+    demo::{ADDRESS, Workload},
+    skipped,
+};
+
+pub const PATIENCE: Duration = Duration::from_secs(30);
+/// So long that no periodic checkpoint comes in between.
+pub const NEVER: &str = "1h";
+
+/// True, after saying so, when the machine cannot run the test.
+pub fn cannot_run(test: &str) -> bool {
+    why_no_cluster().inspect(|why| skipped(test, why)).is_some()
+}
+
+/// Nodes and managers, or `None` after saying why the test is skipped.
+pub fn cluster(test: &str, count: u8) -> Option<Cluster> {
+    (!cannot_run(test)).then(|| Cluster::start(count, "").unwrap())
+}
+
+/// Nodes and managers with the counter on the first node, checkpointed only when told to.
+pub fn with_counter(test: &str, count: u8) -> Option<Cluster> {
+    let cluster = cluster(test, count)?;
+    cluster.members[0].apply(&Workload::Counter.compose(NEVER).unwrap()).unwrap();
+    Some(cluster)
+}
+
+/// Works with a new connection to the counter, as soon as it serves.
+pub fn client<T: Send + 'static>(
+    cluster: &Cluster,
+    work: impl FnOnce(&mut Counter) -> std::io::Result<T> + Send + 'static,
+) -> T {
+    let address: SocketAddr = format!("{ADDRESS}:7000").parse().unwrap();
+    let run = move || {
+        let mut counter = connect_patiently(address, PATIENCE)?;
+        Ok(work(&mut counter)?)
+    };
+    cluster.lab.on_client(run).unwrap().join().unwrap().unwrap()
+}
+
+/// Counts up `n` times and returns the state.
+pub fn count(cluster: &Cluster, n: u64) -> Value {
+    client(cluster, move |counter| {
+        for _ in 0..n {
+            counter.incr()?;
+        }
+        counter.get()
+    })
+}
+
+/// The counter's state, its process's own number, with its memory checked.
+pub fn state(cluster: &Cluster) -> (Value, String) {
+    client(cluster, |counter| {
+        counter.check()?;
+        Ok((counter.get()?, counter.id()?))
+    })
+}
+
+/// Takes a checkpoint on the member that runs the counter and waits until it is committed.
+pub fn checkpoint(cluster: &Cluster) {
+    let owner = cluster.owner_of("counter").expect("nobody runs the counter");
+    cluster.members[owner].cli(&["checkpoint", "counter"]).unwrap();
+}
+
+pub fn wait_until_serving(cluster: &Cluster, since: SystemTime) {
+    cluster.wait_for_event("recovery.serving", since, 1, PATIENCE).unwrap();
+}

@@ -1,0 +1,171 @@
+//! A node loses its power: the container goes on at a peer.
+
+mod common;
+
+use std::{fs, time::Duration};
+
+use common::{PATIENCE, cannot_run, checkpoint, count, state, wait_until_serving, with_counter};
+use ha_lab::{
+    demo::{Outcome, Play, Workload, play},
+    have, images, skipped,
+};
+
+fn play_once(test: &str, workload: Workload, needs: &[&str]) -> Option<Outcome> {
+    if cannot_run(test) {
+        return None;
+    }
+    if let Some(missing) = needs.iter().find(|program| !have(program)) {
+        skipped(test, &format!("{missing} not installed: run scripts/setup --demo"));
+        return None;
+    }
+    let how = Play { sensitivity: "2s".to_owned(), then: Duration::from_millis(500), ..Play::new(workload) };
+    let outcome = play(&how, &images::target_dir().unwrap().join("test"), |_| ()).unwrap();
+    println!("{}\n{:#?}\n{}", outcome.timeline.join("\n"), outcome.report, outcome.findings.join("\n"));
+    assert!(outcome.report.session_kept);
+    Some(outcome)
+}
+
+#[test]
+fn a_counters_client_keeps_its_idle_connection_and_loses_no_more_than_the_last_interval() {
+    let name = "a_counters_client_keeps_its_idle_connection";
+    let Some(outcome) = play_once(name, Workload::Counter, &[]) else { return };
+    // Two intervals and the time to the next one: generous, for a loaded machine.
+    assert!(outcome.report.state_age_ms < 6000.0, "{:?}", outcome.report);
+}
+
+#[test]
+fn every_key_of_redis_is_there_up_to_the_last_checkpoint() {
+    play_once("every_key_of_redis_is_there", Workload::Redis, &["redis-server"]);
+}
+
+#[test]
+fn a_player_keeps_its_session_and_source() {
+    play_once("a_player_keeps_its_session_and_source", Workload::Vlc, &["vlc", "ffmpeg"]);
+}
+
+#[test]
+fn the_third_generation_is_as_right_as_the_first() {
+    let Some(mut cluster) = with_counter("the_third_generation_is_as_right_as_the_first", 2) else { return };
+    let (_, id) = state(&cluster);
+    for generation in 1..=3 {
+        let told = count(&cluster, 10);
+        checkpoint(&cluster);
+        let owner = cluster.owner_of("counter").unwrap();
+        let cut = cluster.members[owner].power_cut().unwrap();
+        wait_until_serving(&cluster, cut.at);
+        let (restored, same) = state(&cluster);
+        assert_eq!(restored, told, "generation {generation}");
+        assert!(restored.is_genuine(), "generation {generation}");
+        assert_eq!(same, id, "generation {generation} is another process");
+        cluster.members[owner].node.power_on().unwrap();
+        cluster.members[owner].start_manager().unwrap();
+        cluster.wait_for_all().unwrap();
+        let now = cluster.owner_of("counter");
+        assert!(now.is_some_and(|now| now != owner), "the node that came back took the container: {now:?}");
+    }
+}
+
+#[test]
+fn of_two_peers_that_could_take_over_one_does() {
+    let Some(mut cluster) = with_counter("of_two_peers_that_could_take_over_one_does", 3) else { return };
+    count(&cluster, 10);
+    checkpoint(&cluster);
+    let cut = cluster.members[0].power_cut().unwrap();
+    wait_until_serving(&cluster, cut.at);
+    state(&cluster);
+    let running: Vec<usize> =
+        [1, 2].map(|n| cluster.members[n].node.processes("/bin/counter").len()).into_iter().collect();
+    assert_eq!(running.iter().sum::<usize>(), 1, "the counter runs {running:?} times");
+    let claims = cluster.of_kind("ownership.claimed");
+    let mut epochs: Vec<_> = claims.iter().filter_map(|claim| claim.number("epoch")).map(|e| e as u64).collect();
+    epochs.sort_unstable();
+    let distinct = {
+        let mut e = epochs.clone();
+        e.dedup();
+        e.len()
+    };
+    assert_eq!(distinct, epochs.len(), "an epoch was claimed twice: {claims:#?}");
+}
+
+#[test]
+fn files_belong_to_the_same_moment_as_the_memory() {
+    let name = "files_belong_to_the_same_moment_as_the_memory";
+    let Some(mut cluster) = common::cluster(name, 2) else { return };
+    let command = ["/bin/counter", "--file", "/data/values"].map(str::to_owned);
+    cluster.members[0].apply(&Workload::Counter.compose_with(&command, Some(common::NEVER)).unwrap()).unwrap();
+    // Counts without a pause while three checkpoints are taken.
+    let address = format!("{}:7000", ha_lab::demo::ADDRESS).parse().unwrap();
+    count(&cluster, 1);
+    let (poller, run) = ha_lab::clients::counter::Poller::new(address, Duration::ZERO, Duration::from_secs(3));
+    let counting = cluster.lab.on_client(run).unwrap();
+    for _ in 0..3 {
+        checkpoint(&cluster);
+    }
+    let cut = cluster.members[0].power_cut().unwrap();
+    poller.stop();
+    counting.join().unwrap().unwrap();
+    wait_until_serving(&cluster, cut.at);
+    let (restored, _) = state(&cluster);
+    let pid = cluster.members[1].node.processes("/bin/counter")[0];
+    let text = fs::read_to_string(format!("/proc/{pid}/root/data/values")).unwrap();
+    let expected = |line: u64| format!("{line} ");
+    let lines: Vec<&str> = text.lines().collect();
+    // A line for every value up to the restored one, no more, none twice, none torn.
+    assert_eq!(lines.len() as u64, restored.value);
+    assert!(lines.iter().zip(1..).all(|(line, n)| line.starts_with(&expected(n))));
+    assert_eq!(*lines.last().unwrap(), format!("{} {:016x}", restored.value, restored.hash));
+}
+
+#[test]
+fn a_damaged_snapshot_is_refused_and_the_one_before_restored() {
+    let name = "a_damaged_snapshot_is_refused_and_the_one_before_restored";
+    for damage in ["flipped", "truncated"] {
+        let Some(mut cluster) = with_counter(name, 2) else { return };
+        let first = count(&cluster, 10);
+        checkpoint(&cluster);
+        count(&cluster, 10);
+        checkpoint(&cluster);
+        let newest = cluster.of_kind("checkpoint.committed").pop().unwrap();
+        let cut = cluster.members[0].power_cut().unwrap();
+        damage_newest(&cluster.lab.store().join("snapshots/counter"), damage == "flipped");
+        wait_until_serving(&cluster, cut.at);
+        let restored = cluster.of_kind("recovery.restored").pop().unwrap();
+        assert_ne!(restored.text("snapshot"), newest.text("snapshot"), "a {damage} snapshot was restored");
+        assert_eq!(state(&cluster).0, first, "{damage}");
+    }
+}
+
+/// Changes one bit, or drops the last half, of the largest object of the newest snapshot.
+fn damage_newest(dir: &std::path::Path, flip: bool) {
+    let newest = fs::read_dir(dir).unwrap().flatten().map(|entry| entry.path()).max().unwrap();
+    let objects = fs::read_dir(newest).unwrap().flatten().map(|entry| entry.path());
+    let chunk = objects.filter(|path| !path.ends_with("manifest")).max_by_key(|path| fs::metadata(path).unwrap().len());
+    let chunk = chunk.unwrap();
+    let mut bytes = fs::read(&chunk).unwrap();
+    let middle = bytes.len() / 2;
+    if flip {
+        bytes[middle] ^= 1;
+    } else {
+        bytes.truncate(middle);
+    }
+    fs::write(&chunk, bytes).unwrap();
+}
+
+#[test]
+fn what_a_failed_takeover_made_is_gone() {
+    let Some(mut cluster) = with_counter("what_a_failed_takeover_made_is_gone", 2) else { return };
+    count(&cluster, 10);
+    checkpoint(&cluster);
+    let before = cluster.members[1].node.census().unwrap();
+    let cut = cluster.members[0].power_cut().unwrap();
+    damage_newest(&cluster.lab.store().join("snapshots/counter"), true);
+    cluster.wait_for_event("recovery.failed", cut.at, 1, PATIENCE).unwrap();
+    let left = || {
+        let left = before.left_behind(&cluster.members[1].node.census().unwrap());
+        let ours = |line: &String| ["link ", "netns ", "nft ", "cgroup "].iter().any(|kind| line.starts_with(kind));
+        left.into_iter().filter(ours).collect::<Vec<_>>()
+    };
+    cluster.wait("the remains of the attempt to go", PATIENCE, |_| left().is_empty()).unwrap();
+    // The node is still good for another container.
+    assert!(cluster.members[1].cli(&["status"]).is_ok());
+}
