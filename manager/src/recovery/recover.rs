@@ -302,7 +302,7 @@ impl Actor {
         use crate::runtime::{Runtime, Status};
         let text = |error: &(dyn std::error::Error + 'static)| crate::chain(error);
         let (ctx, name, identity) = (Arc::clone(&self.ctx), self.name.clone(), self.network_identity());
-        let (pid, attachment) = launch::blocking(move || {
+        let pid = launch::blocking(move || {
             let state = ctx
                 .runtime
                 .state(&ctx.runtime_id(&name), ctx.config.checkpoint.timeout)
@@ -313,7 +313,7 @@ impl Actor {
             // A manager that was killed in a checkpoint left the gate closed, or one in a restore the link outside.
             ctx.network.attach(&attachment).map_err(|error| text(&error))?;
             ctx.network.gate(&name).and_then(|mut gate| gate.open()).map_err(|error| text(&error))?;
-            Ok::<_, String>((state.pid, attachment))
+            Ok::<_, String>(state.pid)
         })
         .await?;
         let link = AgentLink::open(&self.place.channel(), self.name.clone()).map_err(|error| text(&error))?;
