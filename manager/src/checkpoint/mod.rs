@@ -32,6 +32,7 @@ mod sockets;
 mod swrk;
 #[cfg(test)]
 mod tests;
+mod urgent;
 
 pub use capture::{CaptureError, CaptureReport, CaptureSource};
 pub use cpu::{CPUINFO, CpuError, check as check_cpu, describe as describe_cpu};
