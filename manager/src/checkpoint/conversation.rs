@@ -29,6 +29,7 @@ use super::{
     dump::{DumpError, DumpRequest, Gate, GateFailure},
     rpc::kind,
     swrk::{Swrk, SwrkError},
+    urgent::Hurried,
 };
 
 pub(super) struct Conversation<'g> {
@@ -69,9 +70,11 @@ impl<'g> Conversation<'g> {
                     Err(error) => return drop(ready.send(Err(error))),
                 };
                 // Nobody listens any more after a timeout; then there is nothing left to do.
+                let hurried = Hurried::this_thread();
                 if ready.send(Ok(())).is_ok() && started.recv().is_ok() {
                     let _ = done.send(capture.finish());
                 }
+                drop(hurried);
             })
             .map_err(|source| DumpError::Io {
                 operation: "start a thread for",

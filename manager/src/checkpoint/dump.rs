@@ -19,6 +19,7 @@ use super::{
     rescue::{self, Remains},
     rpc,
     swrk::{Swrk, SwrkError},
+    urgent::{self, Hurried},
 };
 
 /// Holds back the container's traffic while its sockets are being dumped.
@@ -145,6 +146,8 @@ impl Dumper {
         let stopped_before = rescue::stopped(request.init_pid);
         let mut conversation = Conversation::prepare(request, gate, deadline)?;
 
+        let hurried = Hurried::this_thread();
+        urgent::hurry(swrk.pid());
         let criu_started = Instant::now();
         let message = rpc::Request { kind: rpc::kind::DUMP, opts: Some(opts), ..Default::default() };
         let outcome = swrk.send(&message).and_then(|()| conversation.hold(&mut swrk, deadline));
@@ -164,6 +167,7 @@ impl Dumper {
                 Err((error, remains))
             }
         };
+        drop(hurried);
         let step = conversation.step().to_owned();
         let gate_result = conversation.settle(matches!(ended, Ok(true)) && !request.leave_running);
         let capture = conversation.into_capture();

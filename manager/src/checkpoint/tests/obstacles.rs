@@ -51,7 +51,8 @@ fn a_session_from_outside_is_refused() {
     let pid = place.start();
     lab.client();
     let root = lab.runc.root().display().to_string();
-    let mut session = Command::new("runc").args(["--root", &root, "exec", &place.id, "/steady"]).spawn().unwrap();
+    let mut session =
+        Command::new("runc").args(["--root", &root, "exec", &place.id, "/steady", "wait"]).spawn().unwrap();
     let deadline = std::time::Instant::now() + super::lab::LONG;
     let found = loop {
         let found = preflight(pid);

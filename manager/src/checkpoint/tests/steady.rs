@@ -72,7 +72,8 @@ fn answer(line: &str) -> String {
         }
         "agree" => format!("{} {}", MISMATCHES.load(Ordering::SeqCst), ROUNDS.load(Ordering::SeqCst)),
         "ghost" => {
-            let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open("/srv/ghost").unwrap();
+            let file =
+                OpenOptions::new().read(true).write(true).create(true).truncate(true).open("/srv/ghost").unwrap();
             file.write_all_at(&vec![7; number], 0).unwrap();
             std::fs::remove_file("/srv/ghost").unwrap();
             FILES.lock().unwrap().push(file);
@@ -108,6 +109,10 @@ fn answer(line: &str) -> String {
 }
 
 fn main() {
+    // As a second process, from outside.
+    if std::env::args().nth(1).as_deref() == Some("wait") {
+        unsafe { pause() };
+    }
     let listener = TcpListener::bind("0.0.0.0:7000").unwrap();
     for stream in listener.incoming() {
         let Ok(stream) = stream else { continue };
