@@ -17,10 +17,14 @@ mod chunk;
 mod error;
 mod fetch;
 #[cfg(test)]
+mod figures;
+#[cfg(test)]
 mod hostile;
 mod manifest;
 mod pack;
 mod queue;
+#[cfg(test)]
+mod race;
 mod retention;
 #[cfg(test)]
 mod tests;

@@ -16,9 +16,9 @@ use crate::{
     store::{Store, keys},
 };
 
-const QUIET: OnProgress<'static> = &|_| {};
+pub(super) const QUIET: OnProgress<'static> = &|_| {};
 
-fn container() -> ContainerName {
+pub(super) fn container() -> ContainerName {
     "redis".parse().unwrap()
 }
 
@@ -51,14 +51,14 @@ pub(super) fn meta(id: SnapshotId) -> SnapshotMeta {
     }
 }
 
-struct Lab {
-    dir: tempfile::TempDir,
-    store: Store,
-    queue: Queue,
+pub(super) struct Lab {
+    pub(super) dir: tempfile::TempDir,
+    pub(super) store: Store,
+    pub(super) queue: Queue,
 }
 
 impl Lab {
-    async fn new() -> Self {
+    pub(super) async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("store")).unwrap();
         let store = Store::open(&format!("file://{}/store", dir.path().display())).await.unwrap();
@@ -67,7 +67,7 @@ impl Lab {
         Self { dir, store, queue }
     }
 
-    async fn own(&self, expected: Option<u64>) -> Owner {
+    pub(super) async fn own(&self, expected: Option<u64>) -> Owner {
         let claimant = Claimant::new("n1".parse().unwrap());
         let claim = ownership::claim(&self.store, &container(), expected.map(Epoch), &claimant).await.unwrap();
         let Claim::Won(owner) = claim else { panic!("{claim:?}") };
@@ -75,7 +75,7 @@ impl Lab {
         owner
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
@@ -84,7 +84,7 @@ impl Lab {
     }
 
     /// A tree of `bytes` that compress about by half, in `name`.
-    fn tree(&self, name: &str, bytes: usize) -> PathBuf {
+    pub(super) fn tree(&self, name: &str, bytes: usize) -> PathBuf {
         let dir = self.path(name);
         fs::create_dir(&dir).unwrap();
         fs::write(dir.join("pages-1.img"), half_random(bytes)).unwrap();
@@ -92,7 +92,7 @@ impl Lab {
         dir
     }
 
-    fn draft(&self, id: SnapshotId, dir: &Path) -> Draft {
+    pub(super) fn draft(&self, id: SnapshotId, dir: &Path) -> Draft {
         let sources = [PartSource { name: PartName::Memory, dir: dir.to_owned() }];
         pack(&self.queue, meta(id), &sources, &PackOptions { chunk_bytes: 128 << 10, ..Default::default() }).unwrap()
     }
@@ -465,44 +465,4 @@ fn what_does_not_compress_is_stored_as_it_is() {
     // A chunk that expands to more than it declares is refused, without the memory for it.
     let short = Chunk { raw_len: 1000, ..chunk };
     assert!(chunk::open("x", stored, &short).is_err());
-}
-
-/// Not a test of speed: it prints where the time of the fail-over path goes. `cargo test -- --ignored --nocapture`.
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "prints figures"]
-async fn figures() {
-    let lab = Lab::new().await;
-    for epoch in 0..4 {
-        let expected = (epoch > 0).then_some(Epoch(epoch));
-        let claimant = Claimant::new("n1".parse().unwrap());
-        let start = std::time::Instant::now();
-        let claim = ownership::claim(&lab.store, &container(), expected, &claimant).await.unwrap();
-        let claimed = start.elapsed();
-        let Claim::Won(owner) = claim else { panic!("{claim:?}") };
-        ownership::take_base(&lab.store, &container(), &owner).await.unwrap();
-        println!("claim {claimed:?}, with base {:?}", start.elapsed());
-    }
-    for mib in [4, 26, 64, 256] {
-        let lab = Lab::new().await;
-        lab.own(None).await;
-        let dir = lab.tree("memory", mib << 20);
-        let sources = [PartSource { name: PartName::Memory, dir }];
-        for round in 1..=3 {
-            let start = std::time::Instant::now();
-            let draft =
-                pack(&lab.queue, meta(SnapshotId { epoch: Epoch(1), seq: round }), &sources, &PackOptions::default())
-                    .unwrap();
-            let packed = start.elapsed();
-            let start = std::time::Instant::now();
-            let manifest = upload(&lab.store, &draft, QUIET).await.unwrap();
-            let uploaded = start.elapsed();
-            let start = std::time::Instant::now();
-            fetch(&lab.store, &manifest, &PartName::Memory, &lab.path(&format!("back-{round}")), QUIET).await.unwrap();
-            let fetched = start.elapsed();
-            println!(
-                "{mib:4} MiB → {:4} KiB: pack {packed:?}, upload {uploaded:?}, fetch {fetched:?}",
-                manifest.stored_bytes() >> 10
-            );
-        }
-    }
 }

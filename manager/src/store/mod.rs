@@ -24,6 +24,8 @@ mod open;
 pub mod record;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_s3;
 mod transfer;
 
 use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};

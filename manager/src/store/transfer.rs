@@ -7,7 +7,7 @@ use futures_util::{Stream, StreamExt};
 use object_store::{ObjectStoreExt, WriteMultipart};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, checked};
 
 /// S3 allows ten thousand parts; this makes 80 GiB of them.
 const PART: usize = 8 << 20;
@@ -52,6 +52,7 @@ impl Store {
         }
         // What is in flight, and the synchronisation of the whole.
         self.step("write", key, size.min(1 << 30) as usize, write.finish()).await?;
+        checked(&self.inner.guard()).await?;
         Ok(size)
     }
 
