@@ -41,7 +41,7 @@ pub enum LaunchError {
     #[error("the container cannot be started")]
     Start(#[from] RuntimeError),
     #[error("snapshot {snapshot} cannot be restored")]
-    Restore { snapshot: SnapshotId, source: RestoreError },
+    Restore { snapshot: SnapshotId, source: Box<RestoreError> },
     #[error("the container came up but does not work")]
     Probe(#[from] ProbeError),
     #[error("the channel to the agent cannot be opened")]

@@ -172,11 +172,10 @@ impl Actor {
         self.save(LocalPhase::Launching);
         let identity = self.network_identity();
         let outcome = match from {
-            Source::Image => launch::cold_start(&self.ctx, &self.place, &self.app, &identity).await.map(|live| {
+            Source::Image => launch::cold_start(&self.ctx, &self.place, &self.app, &identity).await.inspect(|_| {
                 self.agent_digest = self.ctx.agent.digest();
                 // Until the first commit there is nothing to go back to.
                 self.schedule.iter_mut().for_each(|schedule| schedule.due_now(Instant::now()));
-                live
             }),
             Source::Snapshot(id) => {
                 restore::restore(&self.ctx, &self.place, &self.app, &identity, id).await.map(|restored| {

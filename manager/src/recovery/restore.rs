@@ -87,7 +87,7 @@ pub(super) async fn restore(
     // Both are waited for, whatever becomes of the other: what one has made is cleared away by the caller only afterwards.
     let (restored, asked) = tokio::join!(restoring, asking);
     let restored = restored.map_err(|err| LaunchError::io("restore")(std::io::Error::other(err)))?;
-    let pid = restored.map_err(|source| LaunchError::Restore { snapshot: id, source })?;
+    let pid = restored.map_err(|source| LaunchError::Restore { snapshot: id, source: Box::new(source) })?;
     let survivors = asked.map_err(|err| LaunchError::io("ask the peers")(std::io::Error::other(err)))??;
     let restored_ms = ms(began);
     let healthcheck = app.spec.healthcheck.as_ref().map(|check| check.timeout);
