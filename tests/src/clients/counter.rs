@@ -228,7 +228,9 @@ fn poll_once(
     seen: &Mutex<Seen>,
     stop: &AtomicBool,
 ) -> io::Result<()> {
-    let mut counter = Counter::connect(address, timeout)?;
+    // Short, and tried again: a connection asked for while nobody is there is not noticed when somebody comes.
+    let mut counter = Counter::connect(address, timeout.min(Duration::from_millis(50)))?;
+    counter.reader.get_ref().set_read_timeout(Some(timeout))?;
     let mut before: Option<Value> = None;
     while !stop.load(Ordering::Relaxed) {
         let state = counter.incr()?;
