@@ -336,7 +336,8 @@ impl Actor {
                 self.update(*app);
                 ControlFlow::Continue(())
             }
-            Command::Deposed(by) => self.deposed(&by).await,
+            Command::Deposed(by) if self.is_deposed_by(&by) => self.deposed(&by).await,
+            Command::Deposed(_) => ControlFlow::Continue(()),
             Command::Shutdown => ControlFlow::Break(()),
         }
     }
@@ -351,6 +352,11 @@ impl Actor {
         self.view.update(|view| view.spec = content.spec.clone());
         self.app = content;
         self.save(if matches!(self.state, State::Up(_)) { LocalPhase::Up } else { LocalPhase::Stopped });
+    }
+
+    /// False for old news: after a move that failed this node owns the container again, under a later epoch than the peer's.
+    pub(super) fn is_deposed_by(&self, by: &Owner) -> bool {
+        by.epoch > self.owner.epoch
     }
 
     /// Another node owns the container: this copy must not go on.

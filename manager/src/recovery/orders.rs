@@ -29,6 +29,14 @@ use crate::{
 
 type Reply = oneshot::Sender<Result<Value, ApiError>>;
 
+/// Why a move stops before anything was ended here.
+enum NoSnapshot {
+    /// The container goes on here.
+    Failed(String),
+    /// Another node owns it by now.
+    Deposed(Owner),
+}
+
 impl Actor {
     pub(super) async fn order_checkpoint(&mut self, progress: ProgressSender, reply: Reply) -> ControlFlow<()> {
         if matches!(self.app.spec.state, StateKind::Stateless) {
@@ -110,10 +118,14 @@ impl Actor {
         let began = Instant::now();
         let snapshot = match self.last_snapshot_for_move(&progress).await {
             Ok(snapshot) => snapshot,
-            Err(text) => {
+            Err(NoSnapshot::Failed(text)) => {
                 let text = format!("{text}; {} goes on here", self.name);
                 let _ = reply.send(Err(ApiError::Failed(text)));
                 return ControlFlow::Continue(());
+            }
+            Err(NoSnapshot::Deposed(by)) => {
+                let _ = reply.send(Err(ApiError::Failed(format!("node {} owns {} now", by.node, self.name))));
+                return self.deposed(&by).await;
             }
         };
         self.view.update(|view| view.phase = Phase::Moving);
@@ -157,12 +169,12 @@ impl Actor {
 
     /// The last state, committed, with the container cut off from the network since it was frozen. `None` for a stateless
     /// container. On an error the container is on the network again.
-    async fn last_snapshot_for_move(&mut self, progress: &ProgressSender) -> Result<Option<SnapshotId>, String> {
+    async fn last_snapshot_for_move(&mut self, progress: &ProgressSender) -> Result<Option<SnapshotId>, NoSnapshot> {
         if matches!(self.app.spec.state, StateKind::Stateless) {
             return Ok(None);
         }
         progress.step("last checkpoint");
-        let id = self.checkpoint(SnapshotKind::Final).await?;
+        let id = self.checkpoint(SnapshotKind::Final).await.map_err(NoSnapshot::Failed)?;
         progress.step(format!("{id}: packing and uploading"));
         let cause = loop {
             match self.uploads.report().await {
@@ -170,7 +182,7 @@ impl Actor {
                 Report::Failed { id: failed, cause } | Report::Waiting { id: failed, cause } if failed == id => {
                     break cause;
                 }
-                Report::Deposed(by) => break format!("node {} owns the container now", by.node),
+                Report::Deposed { by, .. } if self.is_deposed_by(&by) => return Err(NoSnapshot::Deposed(by)),
                 earlier => drop(self.uploaded(earlier).await),
             }
         };
@@ -179,7 +191,7 @@ impl Actor {
         if let Err(error) = opened {
             tracing::error!(container = %self.name, error = crate::chain(&error), "the gate could not be opened again");
         }
-        Err(cause)
+        Err(NoSnapshot::Failed(cause))
     }
 
     pub(super) async fn order_remove(&mut self, progress: ProgressSender, reply: Reply) -> ControlFlow<()> {
@@ -251,7 +263,12 @@ impl Actor {
                 self.view.update(|view| view.checkpoint_problem = Some(cause.clone()));
                 self.answer(id, Err(ApiError::Unavailable(format!("{id} is taken and waits on this node: {cause}"))));
             }
-            Report::Deposed(by) => return self.deposed(&by).await,
+            Report::Deposed { by, .. } if self.is_deposed_by(&by) => return self.deposed(&by).await,
+            // A dump from before a move that failed; this node owns the container again and went on from the snapshot after it.
+            Report::Deposed { id, .. } => {
+                let text = format!("{id} is of an epoch that has ended");
+                self.answer(id, Err(ApiError::Failed(text)));
+            }
         }
         ControlFlow::Continue(())
     }

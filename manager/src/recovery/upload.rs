@@ -53,7 +53,11 @@ pub(super) enum Report {
         id: SnapshotId,
         cause: String,
     },
-    Deposed(Owner),
+    /// A later epoch exists than the one the dump was made under.
+    Deposed {
+        id: SnapshotId,
+        by: Owner,
+    },
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -226,7 +230,7 @@ impl Worker {
                     let cause = crate::chain(&error);
                     self.finished(match error {
                         SnapshotError::Ownership { source, .. } => match *source {
-                            OwnershipError::Deposed { by, .. } => Report::Deposed(*by),
+                            OwnershipError::Deposed { by, .. } => Report::Deposed { id, by: *by },
                             _ => Report::Failed { id, cause },
                         },
                         _ => Report::Failed { id, cause },
