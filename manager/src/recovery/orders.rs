@@ -130,7 +130,10 @@ impl Actor {
         };
         self.view.update(|view| view.phase = Phase::Moving);
         progress.step(format!("ending the copy on {}", self.ctx.config.node));
-        self.clear(Extent::Running).await;
+        if let Err(error) = self.clear(Extent::Running).await {
+            let _ = reply.send(Err(ApiError::Failed(format!("{error}; {} stays here", self.name))));
+            return self.recover(Scope::Container, format!("the move to {to} failed")).await;
+        }
         progress.step(format!("restoring on {to}"));
         match self.hand_over(&to, snapshot).await {
             Handover::Taken { epoch } => {
@@ -206,14 +209,18 @@ impl Actor {
         let outcome = forget(&self.ctx, &self.name, self.generation, Some(&self.owner)).await;
         if let Err(error) = outcome {
             let _ = reply.send(Err(error));
-            self.clear(Extent::Running).await;
+            // Reported; the next `rm` clears again.
+            let _ = self.clear(Extent::Running).await;
             self.fail("it was to be removed, but the store did not take it; `rm` it again".into());
             return ControlFlow::Continue(());
         }
-        self.clear(Extent::All).await;
+        let cleared = self.clear(Extent::All).await;
         self.event("container.removed", "removed with its snapshots and volumes", json!({}));
-        let _ = reply.send(Ok(json!({"message": format!("{} removed", self.name)})));
-        ControlFlow::Break(())
+        let _ = reply.send(match &cleared {
+            Ok(()) => Ok(json!({"message": format!("{} removed", self.name)})),
+            Err(error) => Err(ApiError::Failed(format!("{} is removed from the store, but {error}; tried again", self.name))),
+        });
+        if cleared.is_ok() { ControlFlow::Break(()) } else { self.end().await }
     }
 
     pub(super) async fn uploaded(&mut self, report: Report) -> ControlFlow<()> {
