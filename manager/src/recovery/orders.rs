@@ -181,10 +181,13 @@ impl Actor {
         progress.step(format!("{id}: packing and uploading"));
         let cause = loop {
             match self.uploads.report().await {
-                Report::Committed { manifest, .. } if manifest.meta.id == id => return Ok(Some(id)),
-                Report::Failed { id: failed, cause } | Report::Waiting { id: failed, cause } if failed == id => {
+                // Older drafts that wait keep this one waiting behind them.
+                Report::Waiting { id, cause } => {
+                    let _ = self.uploaded(Report::Waiting { id, cause: cause.clone() }).await;
                     break cause;
                 }
+                Report::Committed { manifest, .. } if manifest.meta.id == id => return Ok(Some(id)),
+                Report::Failed { id: failed, cause } if failed == id => break cause,
                 Report::Deposed { by, .. } if self.is_deposed_by(&by) => return Err(NoSnapshot::Deposed(by)),
                 earlier => drop(self.uploaded(earlier).await),
             }
@@ -262,11 +265,10 @@ impl Actor {
                 self.answer(id, Err(ApiError::Failed(cause)));
             }
             Report::Waiting { id, cause } => {
-                self.event(
-                    "checkpoint.waiting",
-                    &format!("{id} waits on this node: {cause}"),
-                    json!({"snapshot": id, "cause": cause}),
-                );
+                if self.view.get().checkpoint_problem.is_none() {
+                    let text = format!("{id} waits on this node: {cause}");
+                    self.event("checkpoint.waiting", &text, json!({"snapshot": id, "cause": cause}));
+                }
                 self.view.update(|view| view.checkpoint_problem = Some(cause.clone()));
                 self.answer(id, Err(ApiError::Unavailable(format!("{id} is taken and waits on this node: {cause}"))));
             }
