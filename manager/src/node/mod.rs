@@ -157,7 +157,10 @@ impl Node {
         let store = &self.ctx.store;
         let unavailable = |err: &(dyn std::error::Error + 'static)| ApiError::Unavailable(crate::chain(err));
         let app = apps::newest(store, name).await.map_err(|err| unavailable(&err))?;
-        let Some(app) = app.filter(|app| app.content.is_some()) else {
+        let owner = ownership::current(store, name).await.map_err(|err| unavailable(&err))?;
+        // One that is still owned was being removed when the store went away.
+        let owned = owner.is_some_and(|owner| !owner.released);
+        let Some(app) = app.filter(|app| app.content.is_some() || owned) else {
             return Err(ApiError::NotFound(format!("there is no container {name}; `ha-manager status` lists them")));
         };
         recovery::forget(&self.ctx, name, app.generation, None).await?;
