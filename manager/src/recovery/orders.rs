@@ -94,6 +94,8 @@ impl Actor {
         match self.launch(Source::Snapshot(id)).await {
             Ok(()) => {
                 self.view.update(|view| view.recoveries += 1);
+                // Until this state is committed a later recovery would go on from a newer snapshot again.
+                self.schedule.iter_mut().for_each(|schedule| schedule.due_now(Instant::now()));
                 let detail = json!({"ms": ms(began), "epoch": self.owner.epoch, "from": id});
                 self.event("recovery.serving", &format!("the container serves again, from {id}"), detail);
                 let _ = reply.send(Ok(json!({"message": format!("{} is back at {id}", self.name), "snapshot": id})));
