@@ -37,6 +37,8 @@ use crate::{
 
 /// How often the agent is asked whether it is there.
 const PING_EVERY: Duration = Duration::from_secs(1);
+/// What is being packed and uploaded when the manager ends is waited for this long.
+const PACK_PATIENCE: Duration = Duration::from_secs(10);
 /// Restarts are counted over this long, as the `recovery` annotation documents.
 pub(super) const RESTART_WINDOW: Duration = Duration::from_secs(600);
 
@@ -265,7 +267,8 @@ impl Actor {
                 // Said by an event too; asked here because an event can be lost.
                 let ended =
                     status.phase() == AgentPhase::Ended && matches!(self.app.spec.state, StateKind::Stateful { .. });
-                ended.then(|| (Scope::Process, "the main process has ended".to_owned()))
+                // An event that is there already knows with which code, and whether that was meant.
+                (ended && live.events.is_empty()).then(|| (Scope::Process, "the main process has ended".to_owned()))
             }
             Err(_) => {
                 self.watchdog.missed();
@@ -338,7 +341,11 @@ impl Actor {
             }
             Command::Deposed(by) if self.is_deposed_by(&by) => self.deposed(&by).await,
             Command::Deposed(_) => ControlFlow::Continue(()),
-            Command::Shutdown => ControlFlow::Break(()),
+            Command::Shutdown => {
+                // A dump in memory is lost with the manager; packed, it waits on the disk for the next one.
+                self.uploads.settle(PACK_PATIENCE).await;
+                ControlFlow::Break(())
+            }
         }
     }
 
@@ -447,7 +454,8 @@ impl Actor {
             next_seq: self.next_seq,
             last_committed: self.last_committed,
         };
-        if let Err(error) = record.save(&self.place) {
+        // It waits for the disk.
+        if let Err(error) = tokio::task::block_in_place(|| record.save(&self.place)) {
             tracing::warn!(container = %self.name, %error, "the local record could not be written");
         }
     }
