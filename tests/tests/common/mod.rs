@@ -1,6 +1,8 @@
 //! What the cluster tests share: a counter in a container, and a client's view of it.
 #![allow(dead_code)]
 
+pub mod watch;
+
 use std::{
     net::SocketAddr,
     time::{Duration, SystemTime},
