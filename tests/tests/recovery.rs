@@ -22,6 +22,12 @@ fn wait_until_served(watched: &Watched, times: usize) {
     watched.cluster.wait("the container to serve again", PATIENCE, |_| served(watched) >= times).unwrap();
 }
 
+/// Ends the counter with a code.
+fn exit(watched: &Watched, code: u8) {
+    let ended = client(&watched.cluster, move |counter| Ok(counter.tell(&format!("exit {code}"))));
+    assert!(ended.is_err(), "it answered {ended:?}");
+}
+
 #[test]
 fn a_stateless_process_that_never_stays_up_ends_failed_and_not_in_a_loop() {
     let name = "a_stateless_process_that_never_stays_up_ends_failed_and_not_in_a_loop";
@@ -123,8 +129,7 @@ fn a_main_process_that_ends_as_it_should_rests() {
     ] {
         let Some(watched) = Watched::start(name, 1, &described) else { return };
         count(&watched.cluster, 1);
-        // The answer is the connection's end.
-        client(&watched.cluster, move |counter| Ok(drop(counter.tell(&format!("exit {code}")))));
+        exit(&watched, code);
         watched.wait_for_phase("stopped");
         assert_eq!(watched.events("container.stopped").len(), 1);
         assert_eq!(watched.events("recovery.started"), [], "{}", described.text());
@@ -140,7 +145,7 @@ fn a_main_process_that_fails_where_failures_are_restarted_does_not_rest() {
     let Some(watched) = Watched::start(name, 1, &Described::stateful(&PLAIN).restart("on-failure")) else { return };
     let saved = count(&watched.cluster, 10);
     checkpoint(&watched.cluster);
-    client(&watched.cluster, |counter| Ok(drop(counter.tell("exit 3"))));
+    exit(&watched, 3);
     wait_until_served(&watched, 1);
     assert_eq!(state(&watched.cluster).0, saved);
     watched.finish();

@@ -6,9 +6,10 @@ use std::{collections::BTreeSet, fs, time::Duration};
 
 use common::{
     PATIENCE, checkpoint, client, count, state,
-    watch::{COUNTER, Described, Watched},
+    watch::{AGENT, COUNTER, Described, Watched},
 };
 use ha_lab::{clients::counter::Poller, demo::ADDRESS};
+use nix::sys::signal::Signal;
 
 const PLAIN: [&str; 3] = [COUNTER, "--ballast-mb", "4"];
 
@@ -70,6 +71,8 @@ fn a_node_whose_cable_is_pulled_lets_go_and_can_take_over_again() {
     watched.clean(0);
     watched.cluster.members[0].node.link_up().unwrap();
     watched.cluster.wait_for_all().unwrap();
+    // Each held the other for dead; that it was taken over once was enough.
+    assert_eq!(watched.events("ownership.claimed").len(), 2, "{:#?}", watched.events("ownership.claimed"));
     assert_eq!(watched.cluster.owner_of("counter"), Some(1));
     let told = count(&watched.cluster, 10);
     checkpoint(&watched.cluster);
@@ -173,4 +176,46 @@ fn without_a_good_snapshot_a_container_begins_anew_only_where_its_policy_says_so
         switch_on(&mut watched, 0);
         watched.finish();
     }
+}
+
+/// Changes one bit in the middle of the largest object of the newest snapshot.
+fn damage_newest(watched: &Watched) {
+    let newest = fs::read_dir(watched.cluster.lab.store().join("snapshots/counter")).unwrap();
+    let newest = newest.flatten().map(|entry| entry.path()).max().unwrap();
+    let objects = fs::read_dir(newest).unwrap().flatten().map(|entry| entry.path());
+    let chunks = objects.filter(|path| !path.ends_with("manifest"));
+    let chunk = chunks.max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap();
+    let mut bytes = fs::read(&chunk).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&chunk, bytes).unwrap();
+}
+
+#[test]
+fn a_damaged_snapshot_gives_way_to_the_one_before_after_every_step_that_comes_first() {
+    let name = "a_damaged_snapshot_gives_way_to_the_one_before_after_every_step_that_comes_first";
+    let Some(watched) =
+        Watched::start(name, 2, &Described::stateful(&PLAIN).recovery("restart:1, failover, older-snapshot:1"))
+    else {
+        return;
+    };
+    let (_, id) = state(&watched.cluster);
+    let saved = count(&watched.cluster, 10);
+    checkpoint(&watched.cluster);
+    count(&watched.cluster, 5);
+    checkpoint(&watched.cluster);
+    damage_newest(&watched);
+    watched.signal(0, AGENT, Signal::SIGKILL);
+    // Here, on the peer, which gives it back, and here again from the state before.
+    watched.cluster.wait("an older state", PATIENCE * 2, |_| watched.steps().len() == 3).unwrap();
+    wait_until_on(&watched, 0);
+    assert_eq!(watched.steps(), ["restart", "failover", "older-snapshot"]);
+    assert_eq!(state(&watched.cluster), (saved, id.clone()));
+    // Under its new epoch it is checkpointed, and taken over from there.
+    let told = count(&watched.cluster, 3);
+    checkpoint(&watched.cluster);
+    watched.signal(0, COUNTER, Signal::SIGKILL);
+    watched.cluster.wait("the next recovery", PATIENCE, |_| watched.events("recovery.serving").len() == 2).unwrap();
+    assert_eq!(state(&watched.cluster), (told, id));
+    watched.finish();
 }
