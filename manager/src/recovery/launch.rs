@@ -224,7 +224,7 @@ pub async fn cold_start(
     flatten(asked.await)?;
     let status = super::live::first_answer(&link).await?;
     attach(ctx, &attachment).await?;
-    Live::new(pid, link, status.incarnation).map_err(LaunchError::io("watch the container"))
+    Live::begun(pid, link, status.incarnation).map_err(LaunchError::io("watch the container"))
 }
 
 /// Onto the network: from here on the container is heard.

@@ -132,7 +132,10 @@ impl Actor {
 
     async fn situation(&mut self, scope: Scope, snapshots: Vec<KnownSnapshot>) -> Situation {
         let now = Instant::now();
-        self.restarts.retain(|at| now.duration_since(*at) < RESTART_WINDOW);
+        self.tried.retain(|(at, _)| now.duration_since(*at) < RESTART_WINDOW);
+        let recent = |is: fn(&RecoveryStep) -> bool| {
+            u32::try_from(self.tried.iter().filter(|(_, step)| is(step)).count()).unwrap_or(u32::MAX)
+        };
         let peers = self.ctx.membership.peers().into_iter();
         let alive = peers.filter(|peer| peer.liveness == crate::membership::Liveness::Alive);
         let candidates = alive.map(|peer| policy::Candidate { node: peer.name, containers: 0 }).collect();
@@ -140,7 +143,9 @@ impl Actor {
             scope,
             stateful: matches!(self.app.spec.state, StateKind::Stateful { .. }),
             snapshots,
-            recent_restarts: u32::try_from(self.restarts.len()).unwrap_or(u32::MAX),
+            recent_restarts: recent(|step| matches!(step, RecoveryStep::Restart { .. })),
+            recent_older: recent(|step| matches!(step, RecoveryStep::OlderSnapshot { .. })),
+            recent_cold_starts: recent(|step| matches!(step, RecoveryStep::ColdStart)),
             recent_failovers: self.recent_failovers().await,
             peers: policy::rank(&self.name, candidates),
         }
@@ -202,9 +207,7 @@ impl Actor {
     }
 
     fn recovered(&mut self, from: Source, step: RecoveryStep, began: Instant) {
-        if matches!(step, RecoveryStep::Restart { .. }) {
-            self.restarts.push_back(Instant::now());
-        }
+        self.tried.push((Instant::now(), step));
         self.view.update(|view| view.recoveries += 1);
         let detail = json!({"ms": ms(began), "epoch": self.owner.epoch, "from": source_name(from)});
         self.event("recovery.serving", &format!("the container serves again, from {}", source_name(from)), detail);
