@@ -49,8 +49,8 @@ pub enum Command {
     Doctor(Doctor),
     /// Print the completions for a shell.
     Completions { shell: clap_complete::Shell },
-    /// Print the manual page.
-    Man,
+    /// Print the manual page, of the program or of one of its commands.
+    Man { command: Option<String> },
 }
 
 #[derive(Debug, Args)]
@@ -104,6 +104,10 @@ pub struct Restore {
     /// The snapshot, as `snapshots` lists it; the newest healthy one when not given.
     #[arg(long, value_name = "ID")]
     pub snapshot: Option<String>,
+    /// Claim the container for this node when its owner is dead or its manager stopped: what it did since the snapshot is
+    /// lost. Refused while anything answers at the container's address.
+    #[arg(long)]
+    pub force: bool,
 }
 
 #[derive(Debug, Args)]
