@@ -365,7 +365,9 @@ fn a_move_that_cannot_be_is_refused_or_leaves_the_container_where_it_was() {
     assert!(err.contains("n9"), "{err}");
     refused(&cluster.members[0], &["move", "counter", "--to", "n1"], 5);
     let cut = cluster.members[2].power_cut().unwrap();
-    let dead = |cluster: &Cluster| cluster.events().iter().any(|e| e.node == "n1" && e.kind == "peer.dead" && e.at >= cut.at.into());
+    let dead = |cluster: &Cluster| {
+        cluster.events().iter().any(|e| e.node == "n1" && e.kind == "peer.dead" && e.at >= cut.at.into())
+    };
     cluster.wait("n1 to hold n3 for dead", PATIENCE, dead).unwrap();
     let err = refused(&cluster.members[0], &["move", "counter", "--to", "n3"], 5);
     assert!(err.contains("dead"), "{err}");
@@ -404,7 +406,11 @@ fn what_rm_removes_is_gone_and_the_name_and_address_are_free() {
             let left = || {
                 let left = before.left_behind(&member.node.census().unwrap());
                 // Shared by all containers, and there for the next one.
-                let common = |line: &&String| !line.ends_with("/ha-manager") && !line.starts_with("mount /run/netns ") && !line.starts_with("process");
+                let common = |line: &&String| {
+                    !line.ends_with("/ha-manager")
+                        && !line.starts_with("mount /run/netns ")
+                        && !line.starts_with("process")
+                };
                 left.iter().filter(common).cloned().collect::<Vec<_>>()
             };
             assert_eq!(left(), Vec::<String>::new(), "{}", member.node.name());
@@ -436,9 +442,14 @@ fn with_printer(test: &str) -> Option<Cluster> {
     Some(cluster)
 }
 
-/// The numbers a log says were counted, in its order.
+/// The numbers a log says were counted, in its order; as a program's lines or as records with times and streams.
 fn counted(log: &str) -> Vec<u64> {
-    log.lines().filter_map(|line| line.split_once(' ')?.0.parse().ok()).collect()
+    log.lines()
+        .filter_map(|line| {
+            let line = line.split_once(" stdout F ").map_or(line, |(_, text)| text);
+            line.split_once(' ')?.0.parse().ok()
+        })
+        .collect()
 }
 
 #[test]

@@ -7,6 +7,9 @@
 //!     └─────────────────┴────────────────────────────────────┘
 //! ```
 
+// Pure: time comes in as an argument.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use std::time::{Duration, Instant};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

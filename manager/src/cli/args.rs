@@ -132,6 +132,9 @@ pub struct Events {
 #[derive(Debug, Args)]
 pub struct Logs {
     pub name: String,
+    /// Show each line with its time and stream (stdout, stderr, or agent for what ha-agent says).
+    #[arg(long, short)]
+    pub timestamps: bool,
     #[arg(long, short)]
     pub follow: bool,
 }

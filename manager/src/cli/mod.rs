@@ -197,7 +197,8 @@ async fn logs(socket: &Path, args: args::Logs) -> Result<(), CliError> {
     let mut stream = client::connect(socket).await?.logs(request).await?.into_inner();
     while let Some(chunk) = stream.message().await? {
         let mut out = stdout().lock();
-        if out.write_all(&chunk.data).and_then(|()| out.flush()).is_err() {
+        let text = if args.timestamps { chunk.data } else { view::plain_log(&chunk.data) };
+        if out.write_all(&text).and_then(|()| out.flush()).is_err() {
             break;
         }
     }

@@ -1,5 +1,8 @@
 //! What a message makes us believe: the lattice of claims, and our answer to claims about ourselves.
 
+// Pure: time comes in as an argument.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use super::{
     core::{Core, Peer},
     message::{Event, Gossip, Liveness, MAX_ADDRESS, MAX_INCARNATION, MAX_RUMOURS, Output, Rumour, Time},

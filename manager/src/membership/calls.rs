@@ -1,5 +1,8 @@
 //! Calls from the asking to the answer: what each kind of answer or failure means, and probing on behalf of others.
 
+// Pure: time comes in as an argument.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use std::time::Duration;
 
 use super::{

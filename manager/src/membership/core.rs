@@ -1,5 +1,8 @@
 //! The state machine itself: `(state, input, now) → outputs`. No clock, no I/O, and a generator of its own.
 
+// Pure: time comes in as an argument.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use std::{collections::BTreeMap, time::Duration};
 
 use super::{

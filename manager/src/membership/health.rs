@@ -1,5 +1,8 @@
 //! Our own health (Lifeguard's local health multiplier): when we are the slow one, we take longer to blame others.
 
+// Pure: time comes in as an argument.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use std::time::Duration;
 
 #[derive(Debug, Clone)]

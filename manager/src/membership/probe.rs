@@ -1,5 +1,8 @@
 //! Probing: whom next, and through whom when the direct way fails.
 
+// Pure: time comes in as an argument.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use std::time::Duration;
 
 use super::{

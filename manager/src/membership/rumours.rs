@@ -1,5 +1,8 @@
 //! What is still to be told: each rumour rides on a bounded number of messages, the least told and newest first.
 
+// Pure: time comes in as an argument.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use std::collections::BTreeMap;
 
 use super::message::{Liveness, Rumour};

@@ -1,6 +1,9 @@
 //! How long a suspicion lasts (Lifeguard's local health aware suspicion): long while only one node holds it, shorter
 //! with each peer that finds the same on its own.
 
+// Pure: time comes in as an argument.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use std::time::Duration;
 
 use super::message::Time;

@@ -62,8 +62,9 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     let ctx = Arc::new(Ctx { config, store, network, runtime, dumper, agent, events, membership, versions });
     let node = Arc::new(Node { ctx, actors: Mutex::default(), problems: Mutex::default() });
 
-    let servers = api::serve(Arc::clone(&node)).await?;
+    // Before peers and operators are heard: what they want of a container must not meet its leftovers being judged.
     node.adopt().await;
+    let servers = api::serve(Arc::clone(&node)).await?;
     let watching = watch::start(Arc::clone(&node));
 
     tokio::select! {

@@ -123,16 +123,30 @@ impl Node {
         Ok(owner)
     }
 
-    /// Begins a container again that this node owns and nobody works on.
-    pub(super) async fn resume(self: &Arc<Self>, owner: Owner, app: App) {
-        let Some(content) = app.content.clone() else { return };
-        match self.identity(&content).await {
-            Ok(identity) => {
-                let why = "this node owns it and does not run it".into();
-                self.start(app, content, owner, identity, Begin::TakeOver { scope: Scope::Container, why });
+    /// Begins a container that this node owns and nobody works on: goes on with the copy its record describes, else recovers.
+    pub(super) async fn resume(self: &Arc<Self>, owner: Owner, app: App, why: &str) -> Result<(), String> {
+        let Some(content) = app.content.clone() else { return Ok(()) };
+        let text = |error: &(dyn std::error::Error + 'static)| crate::chain(error);
+        let place = Place::new(&self.ctx.config, &content.spec.name);
+        let record = LocalRecord::load(&place.record()).unwrap_or_else(|error| {
+            // Unreadable is as good as none: the store knows who owns the container, and its snapshots.
+            tracing::warn!(container = %content.spec.name, %error, "its local record cannot be used");
+            None
+        });
+        let identity = self.identity(&content).await.map_err(|error| text(&error))?;
+        let begin = match record {
+            Some(record) if record.owner == owner && record.phase != LocalPhase::Launching => {
+                Begin::Adopt(Box::new(record))
             }
-            Err(error) => tracing::warn!(error = crate::chain(&error), "its address cannot be looked up"),
-        }
+            _ => {
+                // The claim may have been the last thing that was done. Where the base is settled this changes nothing.
+                let base = ownership::take_base(&self.ctx.store, &content.spec.name, &owner).await;
+                base.map_err(|error| text(&error))?;
+                Begin::TakeOver { scope: Scope::Container, why: why.to_owned() }
+            }
+        };
+        self.start(app, content, owner, identity, begin);
+        Ok(())
     }
 
     /// A container its owner hands over (planned move, or a failover of a container that failed there).
@@ -167,12 +181,16 @@ impl Node {
         let all = Place::all(&self.ctx.config);
         let names = fs::read_dir(&all).into_iter().flatten().flatten();
         let names: Vec<ContainerName> = names.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+        // What could not be judged, for the store did not answer, may be running: it stays until it is.
+        let mut keep = Vec::new();
         for name in names {
             if let Err(text) = self.adopt_one(&name).await {
                 self.events().emit(Some(&name), "adopt.failed", &text, json!({}));
+                keep.push(name.clone());
+                tokio::spawn(Arc::clone(self).adopt_later(name));
             }
         }
-        let keep: Vec<ContainerName> = self.actors().keys().cloned().collect();
+        keep.extend(self.actors().keys().cloned());
         match self.ctx.network.sweep(&keep) {
             Ok(gone) if gone.is_empty() => {}
             Ok(gone) => tracing::info!(?gone, "removed what was left of earlier containers"),
@@ -180,22 +198,24 @@ impl Node {
         }
     }
 
-    async fn adopt_one(self: &Arc<Self>, name: &ContainerName) -> Result<(), String> {
-        let place = Place::new(&self.ctx.config, name);
-        let record = match LocalRecord::load(&place.record()) {
-            Ok(record) => record,
-            Err(error) => {
-                // Unreadable is as good as none: the store knows who owns the container, and its snapshots.
-                tracing::warn!(container = %name, %error, "its local record cannot be used");
-                None
+    async fn adopt_later(self: Arc<Self>, name: ContainerName) {
+        loop {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            // By now it may have been begun again in another way.
+            if self.has(&name) || self.adopt_one(&name).await.is_ok() {
+                return;
             }
-        };
+        }
+    }
+
+    async fn adopt_one(self: &Arc<Self>, name: &ContainerName) -> Result<(), String> {
         let text = |error: &(dyn std::error::Error + 'static)| crate::chain(error);
         let store = &self.ctx.store;
         let owner = ownership::current(store, name).await.map_err(|error| text(&error))?;
         let app = apps::newest(store, name).await.map_err(|error| text(&error))?;
         let mine = owner.filter(|owner| owner.node == *self.name() && !owner.released);
-        let (Some(owner), Some(App { content: Some(content), .. })) = (mine, app.clone()) else {
+        let described = app.filter(|app| app.content.is_some());
+        let (Some(owner), Some(app)) = (mine, described) else {
             self.events().emit(
                 Some(name),
                 "ownership.deposed",
@@ -204,16 +224,7 @@ impl Node {
             );
             return clear_leftovers(&self.ctx, name).await;
         };
-        let app = app.ok_or("unreachable: the pattern above holds an app")?;
-        let identity = self.identity(&content).await.map_err(|error| text(&error))?;
-        let begin = match record {
-            Some(record) if record.owner == owner && record.phase != LocalPhase::Launching => {
-                Begin::Adopt(Box::new(record))
-            }
-            _ => Begin::TakeOver { scope: Scope::Container, why: "its start was interrupted".into() },
-        };
-        self.start(app, content, owner, identity, begin);
-        Ok(())
+        self.resume(owner, app, "its start was interrupted").await
     }
 }
 

@@ -1,5 +1,8 @@
 //! Which snapshots count, as a pure function of what the store holds. `docs/ownership.md` has the argument.
 
+// Pure: time comes in as an argument.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::spec::{Epoch, SnapshotId};

@@ -3,6 +3,9 @@
 //! Nothing here has a clock, does I/O or draws a number. What a decision needs comes in as a value; what is to be done
 //! comes out as one.
 
+// Pure: time comes in as an argument.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 mod ladder;
 mod placement;
 mod schedule;

@@ -27,6 +27,9 @@ pub fn clear(ctx: &Ctx, container: &ContainerName, place: &Place, extent: Extent
     let mut problems = Vec::new();
     let mut note = |what: &str, error: Option<String>| problems.extend(error.map(|error| format!("{what}: {error}")));
     let timeout = ctx.config.checkpoint.timeout;
+    // The kernel ends the connections of a killed process with FIN or RST. They are the container's, which goes on from a
+    // snapshot here or at its new owner: nobody may hear of it. Mostly there is no link any more to hold back.
+    let _ = ctx.network.gate(container).and_then(|mut gate| gate.close());
     note("container", ctx.runtime.delete(&ctx.runtime_id(container), timeout).err().map(|e| crate::chain(&e)));
     note("network", ctx.network.teardown(container).err().map(|e| crate::chain(&e)));
     note("root", image::umount_overlay(&place.merged()).err().map(|e| crate::chain(&e)));

@@ -3,7 +3,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use serde::Deserialize;
@@ -11,6 +11,7 @@ use serde::Deserialize;
 use super::{
     cgroup::Cgroup,
     command::{self, Output},
+    pidfd::ExitWatch,
 };
 
 /// For the steps that clean up after a failure.
@@ -150,20 +151,24 @@ impl Runc {
         extra: &[&str],
         timeout: Duration,
     ) -> Result<i32, RuntimeError> {
-        let deadline = Instant::now() + timeout;
         let cgroup = Cgroup::of_bundle(bundle);
         let pids = cgroup.processes();
         if !pids.is_empty() {
             return Err(RuntimeError::Busy { id: id.to_owned(), pids });
         }
-        let bundle = bundle.to_string_lossy();
-        let mut args = vec![if verb == "restore" { "restore" } else { "run" }, "--detach", "--bundle", &bundle];
+        let pid_file = bundle.join("init.pid");
+        // One of an earlier run would be taken for this one's; mostly there is none.
+        let _ = fs::remove_file(&pid_file);
+        let (bundle, pid_path) = (bundle.to_string_lossy(), pid_file.to_string_lossy());
+        let run = if verb == "restore" { "restore" } else { "run" };
+        let mut args = vec![run, "--detach", "--bundle", &bundle, "--pid-file", &pid_path];
         args.extend(extra);
         args.push(id);
+        // From the file rather than by asking: starting the runtime once more takes longer than all of our own work.
         let up = self.call(verb, id, &args, Output::DevNull, timeout).and_then(|_| {
-            let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
-            match self.state(id, left)? {
-                Some(state) if state.pid > 0 && state.status != Status::Stopped => Ok(state.pid),
+            let pid = fs::read_to_string(&pid_file).ok().and_then(|text| text.trim().parse().ok());
+            match pid.map(|pid| (pid, ExitWatch::new(pid).and_then(|init| init.wait(Duration::ZERO)))) {
+                Some((pid, Ok(false))) => Ok(pid),
                 _ => Err(RuntimeError::Ended { id: id.to_owned() }),
             }
         });

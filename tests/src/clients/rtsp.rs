@@ -2,7 +2,7 @@
 //! and writes down when which packet came.
 //!
 //! ```text
-//!   OPTIONS ─► DESCRIBE ─► SETUP (UDP ports) ─► PLAY ─► packets … OPTIONS with the session every 5 s
+//!   OPTIONS ─► DESCRIBE ─► SETUP (UDP ports) ─► PLAY ─► packets … OPTIONS with the session every 30 s
 //! ```
 //!
 //! When the connection is reset it connects again and goes on with the session it has: that is what tells whether the
@@ -158,8 +158,8 @@ pub struct Player {
     ask: Arc<AtomicBool>,
 }
 
-/// How often the session is kept alive. VLC forgets one after 60 s.
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// How often the session is kept alive: half of what a session lives without it (60 s; RFC 2326 §12.37), as players do.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
 impl Player {
     /// The recorder and its loop for `rtsp://ADDRESS/PATH`. The loop waits up to `patience` for the stream to exist.

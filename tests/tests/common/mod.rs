@@ -1,6 +1,8 @@
 //! What the cluster tests share: a counter in a container, and a client's view of it.
 #![allow(dead_code)]
 
+mod leftovers;
+
 use std::{
     net::SocketAddr,
     time::{Duration, SystemTime},
@@ -11,6 +13,11 @@ use ha_lab::{
     cluster::{Cluster, why_no_cluster},
     demo::{ADDRESS, Workload},
     skipped,
+};
+pub use leftovers::{Before, files, run_of};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
 };
 
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -73,4 +80,34 @@ pub fn checkpoint(cluster: &Cluster) {
 
 pub fn wait_until_serving(cluster: &Cluster, since: SystemTime) {
     cluster.wait_for_event("recovery.serving", since, 1, PATIENCE).unwrap();
+}
+
+/// As `with_counter`, with lines of configuration, a state sensitivity, and what the nodes had before.
+pub fn scene(test: &str, count: u8, extra: &str, sensitivity: &str) -> Option<(Cluster, Before)> {
+    if cannot_run(test) {
+        return None;
+    }
+    let cluster = Cluster::start(count, extra).unwrap();
+    let before = Before::of(&cluster);
+    cluster.members[0].apply(&Workload::Counter.compose(sensitivity).unwrap()).unwrap();
+    Some((cluster, before))
+}
+
+/// The epochs in the store under which somebody owned the counter.
+pub fn epochs(cluster: &Cluster) -> Vec<u64> {
+    let names = files(&cluster.lab.store().join("owners/counter"));
+    names.iter().filter_map(|name| name.parse().ok()).collect()
+}
+
+/// How many copies of the counter run on all nodes.
+pub fn copies(cluster: &Cluster) -> usize {
+    let on = cluster.members.iter().filter(|member| member.node.is_on());
+    on.map(|member| member.node.processes("/bin/counter").len()).sum()
+}
+
+/// Kills the counter's process on a node.
+pub fn kill_counter(cluster: &Cluster, member: usize) {
+    let pids = cluster.members[member].node.processes("/bin/counter");
+    assert_eq!(pids.len(), 1, "the counter runs {} times", pids.len());
+    kill(Pid::from_raw(pids[0].cast_signed()), Signal::SIGKILL).unwrap();
 }
