@@ -27,6 +27,8 @@ use crate::{
 pub type Client = ControlClient<Channel>;
 
 const CONNECT: Duration = Duration::from_secs(2);
+/// A peer that does not answer a ping for this long is gone, and with it every stream from it.
+const ALIVE: Duration = Duration::from_secs(2);
 /// A peer's past events are waited for this long before what the others know is shown without them.
 const PAST: Duration = Duration::from_secs(2);
 /// How often a follower looks for peers that have come.
@@ -38,6 +40,8 @@ pub async fn connect(peer: &PeerView) -> Result<Client, ApiError> {
     let away =
         |why: String| ApiError::Unavailable(format!("node {} at {} cannot be reached: {why}", peer.name, peer.address));
     let endpoint = Endpoint::from_shared(format!("http://{}", peer.address)).map_err(|err| away(err.to_string()))?;
+    // A node whose power is cut says nothing: without this its followers would wait for it for ever.
+    let endpoint = endpoint.http2_keep_alive_interval(ALIVE).keep_alive_timeout(ALIVE).keep_alive_while_idle(true);
     let channel = endpoint.connect_timeout(CONNECT).connect().await.map_err(|err| away(crate::chain(&err)))?;
     Ok(ControlClient::new(channel))
 }
