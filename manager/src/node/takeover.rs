@@ -111,7 +111,7 @@ impl Node {
     }
 
     /// Claims the epoch after `epoch` and settles what may be restored. The error says who won instead.
-    async fn win(&self, name: &ContainerName, epoch: Epoch) -> Result<Owner, String> {
+    pub(super) async fn win(&self, name: &ContainerName, epoch: Epoch) -> Result<Owner, String> {
         let claimant = Claimant::new(self.name().clone());
         let store = &self.ctx.store;
         // The same claimant again after a lost answer: a claim that stands is recognised.

@@ -52,6 +52,12 @@ pub enum Begin {
     TakeOver { scope: Scope, why: String },
     /// Handed over by its owner: this snapshot and no other.
     Handed { snapshot: Option<SnapshotId>, reply: oneshot::Sender<Result<(), String>> },
+    /// Claimed by its operator from an owner that does not answer.
+    Claimed {
+        snapshot: Option<SnapshotId>,
+        progress: ProgressSender,
+        reply: oneshot::Sender<Result<serde_json::Value, ApiError>>,
+    },
     /// The manager was restarted and finds its copy.
     Adopt(Box<LocalRecord>),
 }
@@ -92,7 +98,7 @@ pub(super) struct Actor {
     pub schedule: Option<Schedule>,
     pub uploads: Uploads,
     /// Held: the log is shipped for as long as the actor lives.
-    _shipping: Shipping,
+    pub(super) shipping: Shipping,
     pub next_seq: u64,
     pub last_committed: Option<SnapshotId>,
     /// The steps of the ladder that brought it up here lately.
@@ -140,7 +146,7 @@ pub fn spawn(
         owner: owner.clone(),
         network: identity.clone(),
         phase: Phase::Starting,
-        health: "none",
+        health: health_at_first(&content),
         pid: 0,
         up_since: None,
         recoveries: 0,
@@ -160,7 +166,7 @@ pub fn spawn(
     let log = shipping.view();
     let actor = Actor {
         uploads: Uploads::start(Arc::clone(&ctx), name.clone(), place.clone(), &owner, content.spec.keep),
-        _shipping: shipping,
+        shipping,
         agent_digest: ctx.agent.digest(),
         waited: None,
         name,
@@ -209,6 +215,7 @@ impl Actor {
             Begin::Cold { progress, reply } => self.first_start(progress, reply).await,
             Begin::TakeOver { scope, why } => self.recover(scope, why).await,
             Begin::Handed { snapshot, reply } => self.handed(snapshot, reply).await,
+            Begin::Claimed { snapshot, progress, reply } => self.order_restore(snapshot, progress, reply).await,
             Begin::Adopt(record) => self.adopt(*record).await,
         }
     }
@@ -467,6 +474,13 @@ impl Actor {
         cleared
     }
 
+    /// The rest of the log, before another node goes on with the container and the log here is removed.
+    pub(super) async fn ship_log(&self) {
+        if let Err(error) = self.shipping.flush().await {
+            tracing::warn!(container = %self.name, error, "the end of the log stays behind");
+        }
+    }
+
     pub(super) fn event(&self, kind: &str, message: &str, detail: serde_json::Value) {
         self.ctx.events.emit(Some(&self.name), kind, message, detail);
     }
@@ -493,6 +507,11 @@ impl Actor {
             tracing::warn!(container = %self.name, %error, "the local record could not be written");
         }
     }
+}
+
+/// Before the agent has said anything: what has a healthcheck is not healthy until it says so.
+pub(super) fn health_at_first(app: &AppContent) -> &'static str {
+    if app.spec.healthcheck.is_some() { "starting" } else { "none" }
 }
 
 /// Whether a main process that ended with `code` was meant to.

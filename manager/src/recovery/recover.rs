@@ -10,7 +10,7 @@ use serde_json::json;
 use tokio::sync::oneshot;
 
 use super::{
-    actor::{Actor, Down, RESTART_WINDOW, State},
+    actor::{Actor, Down, RESTART_WINDOW, State, health_at_first},
     handover::Handover,
     launch::{self, LaunchError},
     order::ProgressSender,
@@ -72,7 +72,8 @@ impl Actor {
     /// Brings the container back as its policy says. Ends with the container up, waiting, handed to a peer, or failed.
     pub(super) async fn recover(&mut self, scope: Scope, why: String) -> ControlFlow<()> {
         let began = Instant::now();
-        self.view.update(|view| (view.phase, view.pid, view.health) = (Phase::Recovering, 0, "none"));
+        let health = health_at_first(&self.app);
+        self.view.update(|view| (view.phase, view.pid, view.health) = (Phase::Recovering, 0, health));
         self.event("recovery.started", &why, json!({"why": why, "epoch": self.owner.epoch}));
         let snapshots = match self.known_snapshots().await {
             Ok(snapshots) => snapshots,
@@ -102,6 +103,7 @@ impl Actor {
                     if let Err(error) = self.clear(Extent::Files).await {
                         return self.wait(scope, why, error.to_string());
                     }
+                    self.ship_log().await;
                     match self.hand_over(&node, None).await {
                         Handover::Taken { .. } => return self.gone(&node).await,
                         Handover::Deposed(by) => return self.deposed(&by).await,
@@ -358,7 +360,7 @@ fn step_name(step: RecoveryStep) -> &'static str {
     }
 }
 
-fn source_name(source: Source) -> String {
+pub(super) fn source_name(source: Source) -> String {
     match source {
         Source::Snapshot(id) => id.to_string(),
         Source::Image => "image".into(),
