@@ -101,6 +101,12 @@ impl Place {
         Ok(())
     }
 
+    /// Removes what a checkpoint that was broken off has left. The copy and its drafts stay.
+    pub fn clear_dumps(&self) -> io::Result<()> {
+        remove_tree(&self.staging())?;
+        remove_tree(&self.scratch)
+    }
+
     /// Removes everything.
     pub fn remove(&self) -> io::Result<()> {
         remove_tree(&self.scratch)?;
