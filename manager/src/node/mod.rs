@@ -14,6 +14,7 @@ mod events;
 mod lock;
 mod startup;
 mod takeover;
+mod uplink;
 mod watch;
 
 use std::{
@@ -45,6 +46,7 @@ pub struct Node {
     pub ctx: Arc<Ctx>,
     actors: Mutex<HashMap<ContainerName, ActorHandle>>,
     problems: Mutex<Vec<String>>,
+    uplink: uplink::Uplink,
 }
 
 impl Node {

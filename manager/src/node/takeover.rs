@@ -17,7 +17,7 @@ use crate::{
     policy::{self, Candidate, Scope},
     recovery::{Begin, LocalPhase, LocalRecord, Place, clear_leftovers},
     spec::{ContainerName, Epoch, NodeName, RecoveryStep, SnapshotId},
-    store::apps::{self, App},
+    store::apps::{self, App, AppContent},
 };
 
 /// Each node further down the order waits this much longer before it tries.
@@ -73,6 +73,11 @@ impl Node {
         if turn > 0 {
             tokio::time::sleep(STAGGER * u32::try_from(turn).unwrap_or(u32::MAX)).await;
         }
+        // Asked after the wait too: a loss of the carrier is what peers are held for dead on.
+        if let Some(why) = self.uplink.cut_off(Instant::now()) {
+            tracing::info!(container = %name, why, "not taken over");
+            return;
+        }
         let why = format!("node {} is dead", owner.node);
         self.take(name, app, owner.epoch, began, why).await;
     }
@@ -126,13 +131,36 @@ impl Node {
     /// Begins a container again that this node owns and nobody works on.
     pub(super) async fn resume(self: &Arc<Self>, owner: Owner, app: App) {
         let Some(content) = app.content.clone() else { return };
-        match self.identity(&content).await {
-            Ok(identity) => {
-                let why = "this node owns it and does not run it".into();
-                self.start(app, content, owner, identity, Begin::TakeOver { scope: Scope::Container, why });
-            }
-            Err(error) => tracing::warn!(error = crate::chain(&error), "its address cannot be looked up"),
+        let name = content.spec.name.clone();
+        if let Err(text) = self.go_on(app, content, owner, "this node owns it and does not run it").await {
+            tracing::warn!(container = %name, cause = text, "it cannot be begun yet");
         }
+    }
+
+    /// Goes on with a container that this node owns: with its copy if one runs here under this ownership, else anew.
+    async fn go_on(self: &Arc<Self>, app: App, content: AppContent, owner: Owner, why: &str) -> Result<(), String> {
+        let name = content.spec.name.clone();
+        let identity = self.identity(&content).await.map_err(|error| crate::chain(&error))?;
+        let record = match LocalRecord::load(&Place::new(&self.ctx.config, &name).record()) {
+            Ok(record) => record,
+            Err(error) => {
+                // Unreadable is as good as none: the store knows who owns the container, and its snapshots.
+                tracing::warn!(container = %name, %error, "its local record cannot be used");
+                None
+            }
+        };
+        let begin = match record {
+            Some(record) if record.owner == owner && record.phase != LocalPhase::Launching => {
+                Begin::Adopt(Box::new(record))
+            }
+            _ => {
+                // Its claim may have been won just before the manager, or the store, went away.
+                ownership::take_base(&self.ctx.store, &name, &owner).await.map_err(|error| crate::chain(&error))?;
+                Begin::TakeOver { scope: Scope::Container, why: why.into() }
+            }
+        };
+        self.start(app, content, owner, identity, begin);
+        Ok(())
     }
 
     /// A container its owner hands over (planned move, or a failover of a container that failed there).
@@ -167,12 +195,15 @@ impl Node {
         let all = Place::all(&self.ctx.config);
         let names = fs::read_dir(&all).into_iter().flatten().flatten();
         let names: Vec<ContainerName> = names.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+        // What cannot be looked up may be this node's and running: it is left alone, and looked up again with the store's scan.
+        let mut keep = Vec::new();
         for name in names {
             if let Err(text) = self.adopt_one(&name).await {
                 self.events().emit(Some(&name), "adopt.failed", &text, json!({}));
+                keep.push(name);
             }
         }
-        let keep: Vec<ContainerName> = self.actors().keys().cloned().collect();
+        keep.extend(self.actors().keys().cloned());
         match self.ctx.network.sweep(&keep) {
             Ok(gone) if gone.is_empty() => {}
             Ok(gone) => tracing::info!(?gone, "removed what was left of earlier containers"),
@@ -181,15 +212,6 @@ impl Node {
     }
 
     async fn adopt_one(self: &Arc<Self>, name: &ContainerName) -> Result<(), String> {
-        let place = Place::new(&self.ctx.config, name);
-        let record = match LocalRecord::load(&place.record()) {
-            Ok(record) => record,
-            Err(error) => {
-                // Unreadable is as good as none: the store knows who owns the container, and its snapshots.
-                tracing::warn!(container = %name, %error, "its local record cannot be used");
-                None
-            }
-        };
         let text = |error: &(dyn std::error::Error + 'static)| crate::chain(error);
         let store = &self.ctx.store;
         let owner = ownership::current(store, name).await.map_err(|error| text(&error))?;
@@ -205,15 +227,7 @@ impl Node {
             return clear_leftovers(&self.ctx, name).await;
         };
         let app = app.ok_or("unreachable: the pattern above holds an app")?;
-        let identity = self.identity(&content).await.map_err(|error| text(&error))?;
-        let begin = match record {
-            Some(record) if record.owner == owner && record.phase != LocalPhase::Launching => {
-                Begin::Adopt(Box::new(record))
-            }
-            _ => Begin::TakeOver { scope: Scope::Container, why: "its start was interrupted".into() },
-        };
-        self.start(app, content, owner, identity, begin);
-        Ok(())
+        self.go_on(app, content, owner, "its start was interrupted").await
     }
 }
 

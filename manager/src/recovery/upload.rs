@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::{launch::blocking, place::Place};
 use crate::{
@@ -67,6 +67,17 @@ pub(super) struct Uploads {
     jobs: mpsc::UnboundedSender<Job>,
     reports: mpsc::UnboundedReceiver<Report>,
     pending: watch::Sender<usize>,
+    progress: watch::Receiver<Drains>,
+    kick: Arc<Notify>,
+}
+
+/// How far the drafts on this node's disk are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Drains {
+    /// Attempts to bring them all into the store.
+    ended: u64,
+    /// Some are left: the store was away.
+    parked: bool,
 }
 
 impl Uploads {
@@ -76,19 +87,24 @@ impl Uploads {
         let (jobs, inbox) = mpsc::unbounded_channel();
         let (outbox, reports) = mpsc::unbounded_channel();
         let pending = watch::Sender::new(0);
+        // Until the worker has looked there may be some of an earlier manager.
+        let drains = watch::Sender::new(Drains { ended: 0, parked: true });
+        let (progress, kick) = (drains.subscribe(), Arc::new(Notify::new()));
         let worker = Worker {
             ctx,
             name,
             place,
             outbox,
             pending: pending.clone(),
+            drains,
+            kick: Arc::clone(&kick),
             timings: HashMap::new(),
             keep,
             retry: None,
             said_waiting: false,
         };
         tokio::spawn(worker.run(inbox, owner.clone()));
-        Self { jobs, reports, pending }
+        Self { jobs, reports, pending, progress, kick }
     }
 
     /// Dumps that are neither packed nor given up.
@@ -107,6 +123,20 @@ impl Uploads {
             Some(report) => report,
             None => std::future::pending().await,
         }
+    }
+
+    /// Has the drafts that wait on this node committed now, and waits for it, but not longer than `patience`. False when none
+    /// waited.
+    pub async fn flush(&self, patience: Duration) -> bool {
+        let mut progress = self.progress.clone();
+        let before = *progress.borrow_and_update();
+        if !before.parked {
+            return false;
+        }
+        self.kick.notify_one();
+        // Running out of patience is an answer, as below.
+        let _ = tokio::time::timeout(patience, progress.wait_for(|now| now.ended > before.ended)).await;
+        true
     }
 
     /// Waits until nothing is under way any more, or `patience` has passed.
@@ -128,6 +158,8 @@ struct Worker {
     place: Place,
     outbox: mpsc::UnboundedSender<Report>,
     pending: watch::Sender<usize>,
+    drains: watch::Sender<Drains>,
+    kick: Arc<Notify>,
     timings: HashMap<SnapshotId, (Instant, Duration)>,
     keep: u32,
     retry: Option<Retry>,
@@ -156,7 +188,10 @@ impl Worker {
             }
         };
         loop {
-            self.drain(&queue).await;
+            if self.drain(&queue).await.is_some() {
+                let parked = self.retry.is_some();
+                self.drains.send_modify(|drains| (drains.ended, drains.parked) = (drains.ended + 1, parked));
+            }
             let retry = async {
                 match &self.retry {
                     Some(retry) => tokio::time::sleep_until(retry.at.into()).await,
@@ -168,6 +203,7 @@ impl Worker {
                     Some(job) => self.pack(&queue, job).await,
                     None => return,
                 },
+                () = self.kick.notified() => self.retry = self.retry.take().map(|retry| Retry { at: Instant::now(), ..retry }),
                 () = retry => self.retry = self.retry.take().map(|retry| Retry { at: Instant::now(), ..retry }),
             }
         }
@@ -200,10 +236,11 @@ impl Worker {
         }
     }
 
-    /// Uploads what waits, oldest first, until it is all there or the store is away.
-    async fn drain(&mut self, queue: &Queue) {
+    /// Uploads what waits, oldest first, until it is all there or the store is away. `None`: it is too early to try again.
+    async fn drain(&mut self, queue: &Queue) -> Option<()> {
         if self.retry.as_ref().is_some_and(|retry| Instant::now() < retry.at) {
-            return self.park();
+            self.park();
+            return None;
         }
         while let Some(id) = self.oldest(queue).await {
             match self.commit(queue, id).await {
@@ -219,7 +256,8 @@ impl Worker {
                         // Nobody listens only when the actor has ended.
                         let _ = self.outbox.send(Report::Waiting { id, cause: crate::chain(&error) });
                     }
-                    return self.park();
+                    self.park();
+                    return Some(());
                 }
                 Err(error) => {
                     self.remove(queue, id).await;
@@ -235,6 +273,7 @@ impl Worker {
             }
         }
         self.retry = None;
+        Some(())
     }
 
     /// Drafts on disk are no dumps in memory: the container goes on being checkpointed while they wait.
