@@ -305,7 +305,10 @@ fn a_damaged_snapshot_is_refused_and_the_one_before_is_used() {
         let cause = said.text("cause").unwrap_or_default();
         assert!(cause.contains("damaged") || cause.contains("missing"), "{how}: {said:?}");
         let refused = events_since(&cluster, "snapshot.refused", since);
-        assert_eq!(refused.len(), 1, "{how}: tried again although it cannot get better: {refused:?}");
+        // Older damage may be met again, the newest once.
+        let newest: Vec<_> =
+            refused.iter().filter(|event| newest.ends_with(&format!("{:020}", number_of(event)))).collect();
+        assert_eq!(newest.len(), 1, "{how}: tried again although it cannot get better: {newest:?}");
     }
     before.check_after_removal(&cluster);
 }

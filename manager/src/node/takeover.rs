@@ -107,7 +107,7 @@ impl Node {
                 return;
             }
         };
-        self.start(app, content, owner, identity, Begin::TakeOver { scope: Scope::Node, why });
+        self.start(app, content, owner, identity, Begin::TakeOver { scope: Scope::Node, why, next_seq: 1 });
     }
 
     /// Claims the epoch after `epoch` and settles what may be restored. The error says who won instead.
@@ -153,10 +153,11 @@ impl Node {
             Some(record) if record.owner == owner && record.phase != LocalPhase::Launching => {
                 Begin::Adopt(Box::new(record))
             }
-            _ => {
+            other => {
                 // Its claim may have been won just before the manager, or the store, went away.
                 ownership::take_base(&self.ctx.store, &name, &owner).await.map_err(|error| crate::chain(&error))?;
-                Begin::TakeOver { scope: Scope::Container, why: why.into() }
+                let next_seq = other.filter(|record| record.owner == owner).map_or(1, |record| record.next_seq);
+                Begin::TakeOver { scope: Scope::Container, why: why.into(), next_seq }
             }
         };
         self.start(app, content, owner, identity, begin);

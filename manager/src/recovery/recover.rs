@@ -85,7 +85,7 @@ impl Actor {
 
     /// Brings the container back as its policy says. Ends with the container up, waiting, handed to a peer, or failed.
     pub(super) async fn recover(&mut self, scope: Scope, why: String) -> ControlFlow<()> {
-        if self.waited.is_some()
+        if self.conflict
             && let Err(error @ LaunchError::Conflict { .. }) =
                 launch::flatten(launch::probe_address(&self.ctx, &self.network_identity()).await)
         {
@@ -199,11 +199,14 @@ impl Actor {
     }
 
     /// What may be restored, newest first.
-    pub(super) async fn known_snapshots(&self) -> Result<Vec<KnownSnapshot>, String> {
+    pub(super) async fn known_snapshots(&mut self) -> Result<Vec<KnownSnapshot>, String> {
         if matches!(self.app.spec.state, StateKind::Stateless) {
             return Ok(Vec::new());
         }
         let ids = snapshot::list(&self.ctx.store, &self.name).await.map_err(|error| crate::chain(&error))?;
+        // No number is used twice, even when this node's record of the last one was lost.
+        let used = ids.iter().filter(|id| id.epoch == self.owner.epoch).map(|id| id.seq).max().unwrap_or(0);
+        self.next_seq = self.next_seq.max(used + 1);
         let mut known = Vec::new();
         for id in ids {
             match snapshot::load_manifest(&self.ctx.store, &self.name, id).await {
@@ -246,7 +249,7 @@ impl Actor {
             Err(error) => {
                 self.clear(Extent::Files).await;
                 if let LaunchError::Conflict { address, conflict } = &error
-                    && self.waited.is_none()
+                    && !std::mem::replace(&mut self.conflict, true)
                 {
                     let detail = json!({"address": address, "mac": conflict.mac.to_string()});
                     self.event("network.conflict", &error.to_string(), detail);
