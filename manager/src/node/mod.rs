@@ -1,7 +1,7 @@
 //! One running manager: the rooms wired together.
 //!
 //! ```text
-//!   run ─► lock, store, agent, network ─► adopt what is here ─► membership ─► serve ─► watch … SIGTERM ─► leave
+//!   run ─► lock, store, agent, network ─► membership ─► adopt what is here ─► serve ─► watch … SIGTERM ─► leave
 //! ```
 //!
 //! [`Ctx`] is what the rooms' shells are called with; [`Node`] adds the containers. Containers have their own tasks

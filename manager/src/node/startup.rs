@@ -67,8 +67,9 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     let uplink = Uplink::new(ctx.config.network.uplink.as_deref());
     let node = Arc::new(Node { ctx, actors: Mutex::default(), problems: Mutex::default(), uplink });
 
-    let servers = api::serve(Arc::clone(&node)).await?;
+    // Before peers and operators are heard: what they want of a container must not meet its leftovers being judged.
     node.adopt().await;
+    let servers = api::serve(Arc::clone(&node)).await?;
     let watching = watch::start(Arc::clone(&node));
 
     tokio::select! {

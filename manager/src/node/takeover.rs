@@ -17,7 +17,7 @@ use crate::{
     policy::{self, Candidate, Scope},
     recovery::{Begin, LocalPhase, LocalRecord, Place, clear_leftovers},
     spec::{ContainerName, Epoch, NodeName, RecoveryStep, SnapshotId},
-    store::apps::{self, App, AppContent},
+    store::apps::{self, App},
 };
 
 /// Each node further down the order waits this much longer before it tries.
@@ -128,36 +128,27 @@ impl Node {
         Ok(owner)
     }
 
-    /// Begins a container again that this node owns and nobody works on.
-    pub(super) async fn resume(self: &Arc<Self>, owner: Owner, app: App) {
-        let Some(content) = app.content.clone() else { return };
-        let name = content.spec.name.clone();
-        if let Err(text) = self.go_on(app, content, owner, "this node owns it and does not run it").await {
-            tracing::warn!(container = %name, cause = text, "it cannot be begun yet");
-        }
-    }
-
-    /// Goes on with a container that this node owns: with its copy if one runs here under this ownership, else anew.
-    async fn go_on(self: &Arc<Self>, app: App, content: AppContent, owner: Owner, why: &str) -> Result<(), String> {
-        let name = content.spec.name.clone();
-        let identity = self.identity(&content).await.map_err(|error| crate::chain(&error))?;
-        let record = match LocalRecord::load(&Place::new(&self.ctx.config, &name).record()) {
-            Ok(record) => record,
-            Err(error) => {
-                // Unreadable is as good as none: the store knows who owns the container, and its snapshots.
-                tracing::warn!(container = %name, %error, "its local record cannot be used");
-                None
-            }
-        };
+    /// Begins a container that this node owns and nobody works on: goes on with the copy its record describes, else recovers.
+    pub(super) async fn resume(self: &Arc<Self>, owner: Owner, app: App, why: &str) -> Result<(), String> {
+        let Some(content) = app.content.clone() else { return Ok(()) };
+        let text = |error: &(dyn std::error::Error + 'static)| crate::chain(error);
+        let place = Place::new(&self.ctx.config, &content.spec.name);
+        let record = LocalRecord::load(&place.record()).unwrap_or_else(|error| {
+            // Unreadable is as good as none: the store knows who owns the container, and its snapshots.
+            tracing::warn!(container = %content.spec.name, %error, "its local record cannot be used");
+            None
+        });
+        let identity = self.identity(&content).await.map_err(|error| text(&error))?;
         let begin = match record {
             Some(record) if record.owner == owner && record.phase != LocalPhase::Launching => {
                 Begin::Adopt(Box::new(record))
             }
             other => {
-                // Its claim may have been won just before the manager, or the store, went away.
-                ownership::take_base(&self.ctx.store, &name, &owner).await.map_err(|error| crate::chain(&error))?;
+                // The claim may have been the last thing that was done. Where the base is settled this changes nothing.
+                let base = ownership::take_base(&self.ctx.store, &content.spec.name, &owner).await;
+                base.map_err(|error| text(&error))?;
                 let next_seq = other.filter(|record| record.owner == owner).map_or(1, |record| record.next_seq);
-                Begin::TakeOver { scope: Scope::Container, why: why.into(), next_seq }
+                Begin::TakeOver { scope: Scope::Container, why: why.to_owned(), next_seq }
             }
         };
         self.start(app, content, owner, identity, begin);
@@ -196,12 +187,13 @@ impl Node {
         let all = Place::all(&self.ctx.config);
         let names = fs::read_dir(&all).into_iter().flatten().flatten();
         let names: Vec<ContainerName> = names.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
-        // What cannot be looked up may be this node's and running: it is left alone, and looked up again with the store's scan.
+        // What could not be judged, for the store did not answer, may be running: it stays until it is.
         let mut keep = Vec::new();
         for name in names {
             if let Err(text) = self.adopt_one(&name).await {
                 self.events().emit(Some(&name), "adopt.failed", &text, json!({}));
-                keep.push(name);
+                keep.push(name.clone());
+                tokio::spawn(Arc::clone(self).adopt_later(name));
             }
         }
         keep.extend(self.actors().keys().cloned());
@@ -212,13 +204,24 @@ impl Node {
         }
     }
 
+    async fn adopt_later(self: Arc<Self>, name: ContainerName) {
+        loop {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            // By now it may have been begun again in another way.
+            if self.has(&name) || self.adopt_one(&name).await.is_ok() {
+                return;
+            }
+        }
+    }
+
     async fn adopt_one(self: &Arc<Self>, name: &ContainerName) -> Result<(), String> {
         let text = |error: &(dyn std::error::Error + 'static)| crate::chain(error);
         let store = &self.ctx.store;
         let owner = ownership::current(store, name).await.map_err(|error| text(&error))?;
         let app = apps::newest(store, name).await.map_err(|error| text(&error))?;
         let mine = owner.filter(|owner| owner.node == *self.name() && !owner.released);
-        let (Some(owner), Some(App { content: Some(content), .. })) = (mine, app.clone()) else {
+        let described = app.filter(|app| app.content.is_some());
+        let (Some(owner), Some(app)) = (mine, described) else {
             self.events().emit(
                 Some(name),
                 "ownership.deposed",
@@ -227,8 +230,7 @@ impl Node {
             );
             return clear_leftovers(&self.ctx, name).await;
         };
-        let app = app.ok_or("unreachable: the pattern above holds an app")?;
-        self.go_on(app, content, owner, "its start was interrupted").await
+        self.resume(owner, app, "its start was interrupted").await
     }
 }
 

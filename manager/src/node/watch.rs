@@ -149,7 +149,11 @@ async fn scan(node: &Arc<Node>, seen: &mut Seen) -> Result<(), StoreError> {
             *scans += 1;
             if *scans >= IDLE_SCANS {
                 seen.idle.remove(&name);
-                node.resume(owner.clone(), app.clone()).await;
+                if let Err(text) =
+                    node.resume(owner.clone(), app.clone(), "this node owns it and does not run it").await
+                {
+                    tracing::warn!(container = %name, error = text, "it cannot be begun again yet");
+                }
             }
             continue;
         }
@@ -188,8 +192,9 @@ impl Node {
             .filter(|actor| actor.view.get().owner.epoch < newest.epoch)
             .map(|a| a.inbox.clone());
         if let Some(inbox) = inbox {
-            // An actor that has ended has no copy.
-            let _ = inbox.send(Command::Deposed(newest.clone())).await;
+            // An actor that has ended has no copy; one whose inbox is full is told by a later look. Waiting for it here would
+            // keep all other containers waiting.
+            let _ = inbox.try_send(Command::Deposed(newest.clone()));
         }
     }
 }

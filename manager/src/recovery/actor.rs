@@ -20,7 +20,7 @@ use super::{
     place::Place,
     record::{LocalPhase, LocalRecord, RECORD_VERSION},
     shipping::{Shipping, ShippingView},
-    teardown::{self, Extent},
+    teardown::{self, Extent, TeardownError},
     upload::{Report, Uploads},
     view::{ContainerView, Phase, SharedView},
 };
@@ -347,7 +347,8 @@ impl Actor {
                 self.update(*app);
                 ControlFlow::Continue(())
             }
-            Command::Deposed(by) => self.deposed(&by).await,
+            Command::Deposed(by) if self.is_deposed_by(&by) => self.deposed(&by).await,
+            Command::Deposed(_) => ControlFlow::Continue(()),
             Command::Shutdown => ControlFlow::Break(()),
         }
     }
@@ -364,18 +365,48 @@ impl Actor {
         self.save(if matches!(self.state, State::Up(_)) { LocalPhase::Up } else { LocalPhase::Stopped });
     }
 
+    /// False for old news: after a move that failed this node owns the container again, under a later epoch than the peer's.
+    pub(super) fn is_deposed_by(&self, by: &Owner) -> bool {
+        by.epoch > self.owner.epoch
+    }
+
     /// Another node owns the container: this copy must not go on.
     pub(super) async fn deposed(&mut self, by: &Owner) -> ControlFlow<()> {
         let text = format!("{} owns it under epoch {}; the copy here is removed", by.node, by.epoch);
         self.event("ownership.deposed", &text, json!({"by": by.node, "epoch": by.epoch, "held": self.owner.epoch}));
-        self.clear(Extent::All).await;
+        self.end().await
+    }
+
+    /// The last of an actor: nothing of the copy stays here. Tried until it is so, for a copy nobody watches is a second one.
+    pub(super) async fn end(&mut self) -> ControlFlow<()> {
+        const LONGEST: Duration = Duration::from_secs(30);
+        let mut wait = Duration::from_millis(500);
+        while self.clear(Extent::All).await.is_err() {
+            let again = tokio::time::sleep(wait);
+            tokio::pin!(again);
+            loop {
+                tokio::select! {
+                    () = &mut again => break,
+                    command = self.inbox.recv() => match command {
+                        Some(Command::Shutdown) | None => return ControlFlow::Break(()),
+                        Some(Command::Order { reply, .. }) => {
+                            let text = format!("the copy of {} on this node is being cleared away", self.name);
+                            let _ = reply.send(Err(ApiError::Unavailable(text)));
+                        }
+                        Some(Command::Update(_) | Command::Deposed(_)) => {}
+                    },
+                }
+            }
+            wait = (wait * 2).min(LONGEST);
+        }
         ControlFlow::Break(())
     }
 
     /// The container ended as it should.
     async fn rest(&mut self, why: String) -> ControlFlow<()> {
         self.event("container.stopped", &why, json!({}));
-        self.clear(Extent::Running).await;
+        // Reported; what is left has no process any more that could do something.
+        let _ = self.clear(Extent::Running).await;
         self.view.update(|view| (view.phase, view.pid, view.failure) = (Phase::Stopped, 0, Some(why)));
         self.save(LocalPhase::Stopped);
         ControlFlow::Continue(())
@@ -394,13 +425,16 @@ impl Actor {
         self.save(LocalPhase::Up);
     }
 
-    /// Ends the copy here, whatever state it is in, and clears it away.
-    pub(super) async fn clear(&mut self, extent: Extent) {
+    /// Ends the copy here, whatever state it is in, and clears it away. After an error, which has been reported, it may still
+    /// run: it must neither be begun anew nor handed over.
+    pub(super) async fn clear(&mut self, extent: Extent) -> Result<(), TeardownError> {
         self.state = State::Down(Down::Resting);
         let (ctx, name, place) = (Arc::clone(&self.ctx), self.name.clone(), self.place.clone());
-        if let Err(error) = super::launch::blocking(move || teardown::clear(&ctx, &name, &place, extent)).await {
+        let cleared = super::launch::blocking(move || teardown::clear(&ctx, &name, &place, extent)).await;
+        if let Err(error) = &cleared {
             self.event("teardown.failed", &error.to_string(), json!({"problems": error.problems}));
         }
+        cleared
     }
 
     pub(super) fn event(&self, kind: &str, message: &str, detail: serde_json::Value) {

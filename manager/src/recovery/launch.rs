@@ -52,10 +52,10 @@ pub enum LaunchError {
 
 impl LaunchError {
     /// True when trying the same again later may help and no other state would do better: the store is away, the address is
-    /// taken for now.
+    /// taken for now, the old copy is still there.
     pub fn is_transient(&self) -> bool {
         match self {
-            LaunchError::Conflict { .. } => true,
+            LaunchError::Conflict { .. } | LaunchError::Teardown(_) => true,
             LaunchError::Agent { source, .. } => source.is_retryable(),
             LaunchError::Snapshot { source, .. } => source.is_retryable(),
             LaunchError::Image { source, .. } => source.is_retryable(),

@@ -29,6 +29,14 @@ use crate::{
 
 type Reply = oneshot::Sender<Result<Value, ApiError>>;
 
+/// Why a move stops before anything was ended here.
+enum NoSnapshot {
+    /// The container goes on here.
+    Failed(String),
+    /// Another node owns it by now.
+    Deposed(Owner),
+}
+
 impl Actor {
     pub(super) async fn order_checkpoint(&mut self, progress: ProgressSender, reply: Reply) -> ControlFlow<()> {
         if matches!(self.app.spec.state, StateKind::Stateless) {
@@ -110,15 +118,22 @@ impl Actor {
         let began = Instant::now();
         let snapshot = match self.last_snapshot_for_move(&progress).await {
             Ok(snapshot) => snapshot,
-            Err(text) => {
+            Err(NoSnapshot::Failed(text)) => {
                 let text = format!("{text}; {} goes on here", self.name);
                 let _ = reply.send(Err(ApiError::Failed(text)));
                 return ControlFlow::Continue(());
             }
+            Err(NoSnapshot::Deposed(by)) => {
+                let _ = reply.send(Err(ApiError::Failed(format!("node {} owns {} now", by.node, self.name))));
+                return self.deposed(&by).await;
+            }
         };
         self.view.update(|view| view.phase = Phase::Moving);
         progress.step(format!("ending the copy on {}", self.ctx.config.node));
-        self.clear(Extent::Running).await;
+        if let Err(error) = self.clear(Extent::Running).await {
+            let _ = reply.send(Err(ApiError::Failed(format!("{error}; {} stays here", self.name))));
+            return self.recover(Scope::Container, format!("the move to {to} failed")).await;
+        }
         progress.step(format!("restoring on {to}"));
         match self.hand_over(&to, snapshot).await {
             Handover::Taken { epoch } => {
@@ -157,20 +172,23 @@ impl Actor {
 
     /// The last state, committed, with the container cut off from the network since it was frozen. `None` for a stateless
     /// container. On an error the container is on the network again.
-    async fn last_snapshot_for_move(&mut self, progress: &ProgressSender) -> Result<Option<SnapshotId>, String> {
+    async fn last_snapshot_for_move(&mut self, progress: &ProgressSender) -> Result<Option<SnapshotId>, NoSnapshot> {
         if matches!(self.app.spec.state, StateKind::Stateless) {
             return Ok(None);
         }
         progress.step("last checkpoint");
-        let id = self.checkpoint(SnapshotKind::Final).await?;
+        let id = self.checkpoint(SnapshotKind::Final).await.map_err(NoSnapshot::Failed)?;
         progress.step(format!("{id}: packing and uploading"));
         let cause = loop {
             match self.uploads.report().await {
-                Report::Committed { manifest, .. } if manifest.meta.id == id => return Ok(Some(id)),
-                Report::Failed { id: failed, cause } | Report::Waiting { id: failed, cause } if failed == id => {
+                // Older drafts that wait keep this one waiting behind them.
+                Report::Waiting { id, cause } => {
+                    let _ = self.uploaded(Report::Waiting { id, cause: cause.clone() }).await;
                     break cause;
                 }
-                Report::Deposed(by) => break format!("node {} owns the container now", by.node),
+                Report::Committed { manifest, .. } if manifest.meta.id == id => return Ok(Some(id)),
+                Report::Failed { id: failed, cause } if failed == id => break cause,
+                Report::Deposed { by, .. } if self.is_deposed_by(&by) => return Err(NoSnapshot::Deposed(by)),
                 earlier => drop(self.uploaded(earlier).await),
             }
         };
@@ -179,7 +197,7 @@ impl Actor {
         if let Err(error) = opened {
             tracing::error!(container = %self.name, error = crate::chain(&error), "the gate could not be opened again");
         }
-        Err(cause)
+        Err(NoSnapshot::Failed(cause))
     }
 
     pub(super) async fn order_remove(&mut self, progress: ProgressSender, reply: Reply) -> ControlFlow<()> {
@@ -194,14 +212,20 @@ impl Actor {
         let outcome = forget(&self.ctx, &self.name, self.generation, Some(&self.owner)).await;
         if let Err(error) = outcome {
             let _ = reply.send(Err(error));
-            self.clear(Extent::Running).await;
+            // Reported; the next `rm` clears again.
+            let _ = self.clear(Extent::Running).await;
             self.fail("it was to be removed, but the store did not take it; `rm` it again".into());
             return ControlFlow::Continue(());
         }
-        self.clear(Extent::All).await;
+        let cleared = self.clear(Extent::All).await;
         self.event("container.removed", "removed with its snapshots and volumes", json!({}));
-        let _ = reply.send(Ok(json!({"message": format!("{} removed", self.name)})));
-        ControlFlow::Break(())
+        let _ = reply.send(match &cleared {
+            Ok(()) => Ok(json!({"message": format!("{} removed", self.name)})),
+            Err(error) => {
+                Err(ApiError::Failed(format!("{} is removed from the store, but {error}; tried again", self.name)))
+            }
+        });
+        if cleared.is_ok() { ControlFlow::Break(()) } else { self.end().await }
     }
 
     pub(super) async fn uploaded(&mut self, report: Report) -> ControlFlow<()> {
@@ -243,15 +267,19 @@ impl Actor {
                 self.answer(id, Err(ApiError::Failed(cause)));
             }
             Report::Waiting { id, cause } => {
-                self.event(
-                    "checkpoint.waiting",
-                    &format!("{id} waits on this node: {cause}"),
-                    json!({"snapshot": id, "cause": cause}),
-                );
+                if self.view.get().checkpoint_problem.is_none() {
+                    let text = format!("{id} waits on this node: {cause}");
+                    self.event("checkpoint.waiting", &text, json!({"snapshot": id, "cause": cause}));
+                }
                 self.view.update(|view| view.checkpoint_problem = Some(cause.clone()));
                 self.answer(id, Err(ApiError::Unavailable(format!("{id} is taken and waits on this node: {cause}"))));
             }
-            Report::Deposed(by) => return self.deposed(&by).await,
+            Report::Deposed { by, .. } if self.is_deposed_by(&by) => return self.deposed(&by).await,
+            // A dump from before a move that failed; this node owns the container again and went on from the snapshot after it.
+            Report::Deposed { id, .. } => {
+                let text = format!("{id} is of an epoch that has ended");
+                self.answer(id, Err(ApiError::Failed(text)));
+            }
         }
         ControlFlow::Continue(())
     }

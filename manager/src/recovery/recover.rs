@@ -131,7 +131,9 @@ impl Actor {
                     }
                 },
                 Attempt::Peer { node } => {
-                    self.clear(Extent::Files).await;
+                    if let Err(error) = self.clear(Extent::Files).await {
+                        return self.wait(scope, why, error.to_string());
+                    }
                     match self.hand_over(&node, None).await {
                         Handover::Taken { .. } => return self.gone(&node).await,
                         Handover::Deposed(by) => return self.deposed(&by).await,
@@ -223,7 +225,7 @@ impl Actor {
 
     /// One attempt: whatever was here goes, then the container comes up from `from` or nothing is left of it.
     pub(super) async fn launch(&mut self, from: Source) -> Result<(), LaunchError> {
-        self.clear(Extent::Files).await;
+        self.clear(Extent::Files).await?;
         self.save(LocalPhase::Launching);
         let identity = self.network_identity();
         let outcome = match from {
@@ -247,7 +249,8 @@ impl Actor {
                 Ok(())
             }
             Err(error) => {
-                self.clear(Extent::Files).await;
+                // Reported; the next attempt clears again, and does not begin before it could.
+                let _ = self.clear(Extent::Files).await;
                 if let LaunchError::Conflict { address, conflict } = &error
                     && !std::mem::replace(&mut self.conflict, true)
                 {
@@ -291,8 +294,7 @@ impl Actor {
     /// Another node has it now; nothing of it stays here.
     pub(super) async fn gone(&mut self, to: &crate::spec::NodeName) -> ControlFlow<()> {
         self.event("container.moved", &format!("it runs on {to} now"), json!({"to": to}));
-        self.clear(Extent::All).await;
-        ControlFlow::Break(())
+        self.end().await
     }
 
     /// An owner has handed the container to this node: one try, and the owner takes it back if that fails.
@@ -329,9 +331,11 @@ impl Actor {
             }
             Err(text) => {
                 self.event("recovery.failed", &text, json!({"cause": text}));
-                self.clear(Extent::All).await;
+                // Before the answer, on which its owner begins it again.
+                let cleared = self.clear(Extent::All).await;
                 match reply.send(Err(text)) {
-                    Ok(()) => ControlFlow::Break(()),
+                    Ok(()) if cleared.is_ok() => ControlFlow::Break(()),
+                    Ok(()) => self.end().await,
                     // The caller is gone: nobody takes it back, so it is this node's to bring up.
                     Err(_) => self.recover(Scope::Node, "its former owner is gone".into()).await,
                 }

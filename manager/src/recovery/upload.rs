@@ -53,7 +53,11 @@ pub(super) enum Report {
         id: SnapshotId,
         cause: String,
     },
-    Deposed(Owner),
+    /// A later epoch exists than the one the dump was made under.
+    Deposed {
+        id: SnapshotId,
+        by: Owner,
+    },
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -66,9 +70,18 @@ pub(super) struct Timing {
 pub(super) struct Uploads {
     jobs: mpsc::UnboundedSender<Job>,
     reports: mpsc::UnboundedReceiver<Report>,
-    pending: watch::Sender<usize>,
+    pending: watch::Sender<Pending>,
     progress: watch::Receiver<Drains>,
     kick: Arc<Notify>,
+}
+
+/// What is under way. Drafts that wait for a store that is away are not: they are safe on this node's disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Pending {
+    /// Dumps in memory that are neither packed nor given up.
+    dumps: usize,
+    /// Drafts are on their way to the store.
+    uploading: bool,
 }
 
 /// How far the drafts on this node's disk are.
@@ -76,6 +89,7 @@ pub(super) struct Uploads {
 struct Drains {
     /// Attempts to bring them all into the store.
     ended: u64,
+    committed: u64,
     /// Some are left: the store was away.
     parked: bool,
 }
@@ -86,9 +100,9 @@ impl Uploads {
         // most a few reports.
         let (jobs, inbox) = mpsc::unbounded_channel();
         let (outbox, reports) = mpsc::unbounded_channel();
-        let pending = watch::Sender::new(0);
+        let pending = watch::Sender::new(Pending::default());
         // Until the worker has looked there may be some of an earlier manager.
-        let drains = watch::Sender::new(Drains { ended: 0, parked: true });
+        let drains = watch::Sender::new(Drains { ended: 0, committed: 0, parked: true });
         let (progress, kick) = (drains.subscribe(), Arc::new(Notify::new()));
         let worker = Worker {
             ctx,
@@ -101,19 +115,19 @@ impl Uploads {
             timings: HashMap::new(),
             keep,
             retry: None,
-            said_waiting: false,
+            said_waiting: None,
         };
         tokio::spawn(worker.run(inbox, owner.clone()));
         Self { jobs, reports, pending, progress, kick }
     }
 
-    /// Dumps that are neither packed nor given up.
+    /// Dumps in memory that are neither packed nor given up.
     pub fn pending(&self) -> usize {
-        *self.pending.borrow()
+        self.pending.borrow().dumps
     }
 
     pub fn push(&self, job: Job) {
-        self.pending.send_modify(|pending| *pending += 1);
+        self.pending.send_modify(|pending| pending.dumps += 1);
         // The worker lives as long as the sender does.
         let _ = self.jobs.send(job);
     }
@@ -125,8 +139,8 @@ impl Uploads {
         }
     }
 
-    /// Has the drafts that wait on this node committed now, and waits for it, but not longer than `patience`. False when none
-    /// waited.
+    /// Has the drafts that wait on this node committed now, and waits for it, but not longer than `patience`. True when some
+    /// were.
     pub async fn flush(&self, patience: Duration) -> bool {
         let mut progress = self.progress.clone();
         let before = *progress.borrow_and_update();
@@ -136,20 +150,21 @@ impl Uploads {
         self.kick.notify_one();
         // Running out of patience is an answer, as below.
         let _ = tokio::time::timeout(patience, progress.wait_for(|now| now.ended > before.ended)).await;
-        true
+        progress.borrow().committed > before.committed
     }
 
     /// Waits until nothing is under way any more, or `patience` has passed.
     pub async fn settle(&self, patience: Duration) {
         let mut pending = self.pending.subscribe();
         // Running out of patience is an answer: what is not committed by now is not waited for.
-        let _ = tokio::time::timeout(patience, pending.wait_for(|pending| *pending == 0)).await;
+        let _ = tokio::time::timeout(patience, pending.wait_for(|pending| *pending == Pending::default())).await;
     }
 }
 
 struct Retry {
     at: Instant,
     wait: Duration,
+    cause: String,
 }
 
 struct Worker {
@@ -157,13 +172,14 @@ struct Worker {
     name: ContainerName,
     place: Place,
     outbox: mpsc::UnboundedSender<Report>,
-    pending: watch::Sender<usize>,
+    pending: watch::Sender<Pending>,
     drains: watch::Sender<Drains>,
     kick: Arc<Notify>,
     timings: HashMap<SnapshotId, (Instant, Duration)>,
     keep: u32,
     retry: Option<Retry>,
-    said_waiting: bool,
+    /// The newest snapshot that was reported to wait.
+    said_waiting: Option<SnapshotId>,
 }
 
 impl Worker {
@@ -180,9 +196,12 @@ impl Worker {
             Ok(queue) => queue,
             Err(error) => {
                 let cause = crate::chain(&error);
+                self.drains.send_modify(|drains| (drains.ended, drains.parked) = (1, false));
                 while let Some(job) = inbox.recv().await {
-                    self.discard(&job);
-                    self.finished(Report::Failed { id: job.meta.id, cause: cause.clone() });
+                    let id = job.meta.id;
+                    self.discard(job).await;
+                    self.packed(false);
+                    self.report(Report::Failed { id, cause: cause.clone() });
                 }
                 return;
             }
@@ -222,49 +241,52 @@ impl Worker {
             packing.enforce(max)
         })
         .await;
-        self.discard(&job);
+        let timing = (job.frozen_at, job.wall);
+        self.discard(job).await;
+        self.packed(packed.is_ok());
         match packed {
             Ok(dropped) => {
-                self.timings.insert(id, (job.frozen_at, job.wall));
+                self.timings.insert(id, timing);
                 for id in dropped {
                     self.timings.remove(&id);
                     let cause = "dropped: the queue of drafts was full and newer ones are in it".into();
-                    self.finished(Report::Failed { id, cause });
+                    self.report(Report::Failed { id, cause });
                 }
             }
-            Err(error) => self.finished(Report::Failed { id, cause: crate::chain(&error) }),
+            Err(error) => self.report(Report::Failed { id, cause: crate::chain(&error) }),
         }
     }
 
     /// Uploads what waits, oldest first, until it is all there or the store is away. `None`: it is too early to try again.
     async fn drain(&mut self, queue: &Queue) -> Option<()> {
-        if self.retry.as_ref().is_some_and(|retry| Instant::now() < retry.at) {
-            self.park();
+        if let Some(retry) = self.retry.as_ref().filter(|retry| Instant::now() < retry.at) {
+            let cause = retry.cause.clone();
+            self.park(queue, cause).await;
             return None;
         }
-        while let Some(id) = self.oldest(queue).await {
+        self.pending.send_modify(|pending| pending.uploading = true);
+        while let Some(id) = self.list(queue).await.first().copied() {
             match self.commit(queue, id).await {
                 Ok(report) => {
-                    (self.retry, self.said_waiting) = (None, false);
+                    self.retry = None;
+                    self.drains.send_modify(|drains| drains.committed += 1);
                     self.remove(queue, id).await;
-                    self.finished(report);
+                    self.report(report);
                 }
                 Err(error) if error.is_retryable() => {
                     let wait = self.retry.as_ref().map_or(FIRST_RETRY, |retry| (retry.wait * 2).min(LONGEST_RETRY));
-                    self.retry = Some(Retry { at: Instant::now() + wait, wait });
-                    if !std::mem::replace(&mut self.said_waiting, true) {
-                        // Nobody listens only when the actor has ended.
-                        let _ = self.outbox.send(Report::Waiting { id, cause: crate::chain(&error) });
-                    }
-                    self.park();
+                    let cause = crate::chain(&error);
+                    self.retry = Some(Retry { at: Instant::now() + wait, wait, cause: cause.clone() });
+                    self.park(queue, cause).await;
                     return Some(());
                 }
                 Err(error) => {
                     self.remove(queue, id).await;
                     let cause = crate::chain(&error);
-                    self.finished(match error {
+                    self.timings.remove(&id);
+                    self.report(match error {
                         SnapshotError::Ownership { source, .. } => match *source {
-                            OwnershipError::Deposed { by, .. } => Report::Deposed(*by),
+                            OwnershipError::Deposed { by, .. } => Report::Deposed { id, by: *by },
                             _ => Report::Failed { id, cause },
                         },
                         _ => Report::Failed { id, cause },
@@ -273,12 +295,27 @@ impl Worker {
             }
         }
         self.retry = None;
+        self.pending.send_modify(|pending| pending.uploading = false);
         Some(())
     }
 
-    /// Drafts on disk are no dumps in memory: the container goes on being checkpointed while they wait.
-    fn park(&self) {
-        self.pending.send_modify(|pending| *pending = 0);
+    /// The store is away: what is in the queue stays there for now. Said once of each snapshot, for somebody may wait for it.
+    async fn park(&mut self, queue: &Queue, cause: String) {
+        for id in self.list(queue).await {
+            if self.said_waiting.is_none_or(|said| id > said) {
+                self.said_waiting = Some(id);
+                self.report(Report::Waiting { id, cause: cause.clone() });
+            }
+        }
+        self.pending.send_modify(|pending| pending.uploading = false);
+    }
+
+    /// One dump is no longer in memory; `Pending` never says in between that nothing is under way.
+    fn packed(&self, uploading: bool) {
+        self.pending.send_modify(|pending| {
+            pending.dumps -= 1;
+            pending.uploading = uploading;
+        });
     }
 
     async fn commit(&mut self, queue: &Queue, id: SnapshotId) -> Result<Report, SnapshotError> {
@@ -298,15 +335,13 @@ impl Worker {
         Ok(Report::Committed { manifest: Box::new(manifest), timing, pruned })
     }
 
-    async fn oldest(&self, queue: &Queue) -> Option<SnapshotId> {
+    /// The drafts, oldest first.
+    async fn list(&self, queue: &Queue) -> Vec<SnapshotId> {
         let queue = queue.clone();
-        match blocking(move || queue.list()).await {
-            Ok(ids) => ids.first().copied(),
-            Err(error) => {
-                tracing::warn!(container = %self.name, error = crate::chain(&error), "the drafts cannot be listed");
-                None
-            }
-        }
+        blocking(move || queue.list()).await.unwrap_or_else(|error| {
+            tracing::warn!(container = %self.name, error = crate::chain(&error), "the drafts cannot be listed");
+            Vec::new()
+        })
     }
 
     async fn remove(&self, queue: &Queue, id: SnapshotId) {
@@ -317,19 +352,22 @@ impl Worker {
     }
 
     /// The images and the captured files of a dump, in memory and on disk.
-    fn discard(&self, job: &Job) {
-        for dir in job.parts.iter().map(|part| &part.dir).chain([&job.staging]) {
-            match fs::remove_dir_all(dir) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    tracing::warn!(container = %self.name, %error, "{} could not be removed", dir.display());
+    async fn discard(&self, job: Job) {
+        let name = self.name.clone();
+        blocking(move || {
+            for dir in job.parts.iter().map(|part| &part.dir).chain([&job.staging]) {
+                match fs::remove_dir_all(dir) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                        tracing::warn!(container = %name, %error, "{} could not be removed", dir.display());
+                    }
+                    _ => {}
                 }
-                _ => {}
             }
-        }
+        })
+        .await;
     }
 
-    fn finished(&self, report: Report) {
-        self.pending.send_modify(|pending| *pending = pending.saturating_sub(1));
+    fn report(&self, report: Report) {
         // Nobody listens only when the actor has ended.
         let _ = self.outbox.send(report);
     }
