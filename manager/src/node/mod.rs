@@ -15,6 +15,7 @@ mod events;
 mod lock;
 mod startup;
 mod takeover;
+mod uplink;
 mod watch;
 
 use std::{
@@ -48,6 +49,7 @@ pub struct Node {
     pub ctx: Arc<Ctx>,
     actors: Mutex<HashMap<ContainerName, ActorHandle>>,
     problems: Mutex<Vec<String>>,
+    uplink: uplink::Uplink,
 }
 
 impl Node {

@@ -49,7 +49,12 @@ pub enum Begin {
     /// Just applied: from the image.
     Cold { progress: ProgressSender, reply: oneshot::Sender<Result<serde_json::Value, ApiError>> },
     /// The node that ran it is dead and this one has claimed it, or this node came back and still owns it.
-    TakeOver { scope: Scope, why: String },
+    TakeOver {
+        scope: Scope,
+        why: String,
+        /// The number of its next snapshot: higher than 1 when this node took some under the same epoch.
+        next_seq: u64,
+    },
     /// Handed over by its owner: this snapshot and no other.
     Handed { snapshot: Option<SnapshotId>, reply: oneshot::Sender<Result<(), String>> },
     /// Claimed by its operator from an owner that does not answer.
@@ -109,6 +114,8 @@ pub(super) struct Actor {
     pub agent_digest: String,
     /// The last wait for something that was away; none since the container was up.
     pub waited: Option<Duration>,
+    /// The last attempt was given up because somebody else has the address.
+    pub conflict: bool,
     watchdog: Watchdog,
     next_ping: Instant,
     inbox: mpsc::Receiver<Command>,
@@ -169,6 +176,7 @@ pub fn spawn(
         shipping,
         agent_digest: ctx.agent.digest(),
         waited: None,
+        conflict: false,
         name,
         generation: app.generation,
         app: content,
@@ -213,7 +221,10 @@ impl Actor {
     async fn begin(&mut self, begin: Begin) -> ControlFlow<()> {
         match begin {
             Begin::Cold { progress, reply } => self.first_start(progress, reply).await,
-            Begin::TakeOver { scope, why } => self.recover(scope, why).await,
+            Begin::TakeOver { scope, why, next_seq } => {
+                self.next_seq = next_seq;
+                self.recover(scope, why).await
+            }
             Begin::Handed { snapshot, reply } => self.handed(snapshot, reply).await,
             Begin::Claimed { snapshot, progress, reply } => self.order_restore(snapshot, progress, reply).await,
             Begin::Adopt(record) => self.adopt(*record).await,
@@ -456,7 +467,7 @@ impl Actor {
             (view.phase, view.pid, view.failure, view.up_since) = (Phase::Running, pid, None, Some(Instant::now()));
         });
         self.watchdog = Watchdog::new(WatchdogConfig::default(), Instant::now());
-        self.waited = None;
+        (self.waited, self.conflict) = (None, false);
         self.next_ping = Instant::now() + PING_EVERY;
         self.state = State::Up(Box::new(live));
         self.save(LocalPhase::Up);

@@ -106,7 +106,7 @@ impl Actor {
     }
 
     /// What an operator's restore begins from.
-    async fn chosen(&self, wanted: Option<SnapshotId>) -> Result<Source, ApiError> {
+    async fn chosen(&mut self, wanted: Option<SnapshotId>) -> Result<Source, ApiError> {
         if matches!(self.app.spec.state, StateKind::Stateless) {
             return match wanted {
                 None => Ok(Source::Image),
