@@ -31,7 +31,7 @@ struct Seen {
 impl Uplink {
     pub fn new(link: Option<&str>) -> Self {
         let dir = link.map(|link| PathBuf::from("/sys/class/net").join(link));
-        let changes = dir.as_ref().and_then(changes);
+        let changes = dir.as_ref().and_then(|dir| changes(dir));
         Self { dir, seen: Mutex::new(Seen { changes, unsettled_until: None }) }
     }
 
