@@ -537,6 +537,8 @@ fn output_is_followed_over_a_restart_of_the_owners_manager() {
     count(&cluster, 3);
     cluster.wait("three lines", PATIENCE, |_| seen(3)(text())).unwrap();
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        // The next one is an hour away: a manager killed within a checkpoint leaves the gate closed until it is back.
+        checkpoint(&cluster);
         cluster.members[0].stop_manager(signal).unwrap();
         count(&cluster, 3);
         cluster.members[0].start_manager().unwrap();

@@ -1,7 +1,6 @@
 //! One container's actor: what wakes it and what it then does. The states are drawn in the room's documentation.
 
 use std::{
-    collections::VecDeque,
     ops::ControlFlow,
     sync::Arc,
     time::{Duration, Instant},
@@ -31,12 +30,16 @@ use crate::{
     ownership::Owner,
     policy::{Schedule, Scope},
     snapshot::{NetworkIdentity, SnapshotKind},
-    spec::{ContainerName, RestartPolicy, SnapshotId, StateKind},
+    spec::{ContainerName, RecoveryStep, RestartPolicy, SnapshotId, StateKind},
     store::apps::{App, AppContent},
 };
 
 /// How often the agent is asked whether it is there.
 const PING_EVERY: Duration = Duration::from_secs(1);
+/// What is being packed and uploaded when the manager ends is waited for this long.
+const PACK_PATIENCE: Duration = Duration::from_secs(10);
+/// What an agent said before it ended arrives within this time, or was never said.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 /// Restarts are counted over this long, as the `recovery` annotation documents.
 pub(super) const RESTART_WINDOW: Duration = Duration::from_secs(600);
 
@@ -98,7 +101,8 @@ pub(super) struct Actor {
     pub(super) shipping: Shipping,
     pub next_seq: u64,
     pub last_committed: Option<SnapshotId>,
-    pub restarts: VecDeque<Instant>,
+    /// The steps of the ladder that brought it up here lately.
+    pub tried: Vec<(Instant, RecoveryStep)>,
     /// Operators waiting for the commit of a snapshot.
     pub waiting: Vec<(SnapshotId, oneshot::Sender<Result<serde_json::Value, ApiError>>)>,
     /// The agent's program that the copy runs.
@@ -108,6 +112,14 @@ pub(super) struct Actor {
     watchdog: Watchdog,
     next_ping: Instant,
     inbox: mpsc::Receiver<Command>,
+}
+
+/// What a ping found.
+enum Found {
+    Well,
+    Lost(Scope, String),
+    /// The main process ended as it was meant to.
+    Done(String),
 }
 
 enum Input {
@@ -168,7 +180,7 @@ pub fn spawn(
         schedule,
         next_seq: 1,
         last_committed: None,
-        restarts: VecDeque::new(),
+        tried: Vec::new(),
         waiting: Vec::new(),
         watchdog: Watchdog::new(WatchdogConfig::default(), now),
         next_ping: now,
@@ -188,7 +200,7 @@ impl Actor {
                 Input::Command(Some(command)) => self.command(command).await,
                 Input::Command(None) => ControlFlow::Break(()),
                 Input::Agent(event) => self.agent_event(event).await,
-                Input::Exited => self.lost(Scope::Container, "the container ended".into()).await,
+                Input::Exited => self.exited().await,
                 Input::Upload(report) => self.uploaded(report).await,
                 Input::Tick => self.tick().await,
             };
@@ -250,8 +262,10 @@ impl Actor {
         }
         if now >= self.next_ping {
             self.next_ping = now + PING_EVERY;
-            if let Some((scope, why)) = self.ping().await {
-                return self.lost(scope, why).await;
+            match self.ping().await {
+                Found::Well => {}
+                Found::Lost(scope, why) => return self.lost(scope, why).await,
+                Found::Done(why) => return self.rest(why).await,
             }
         }
         if self.schedule.as_ref().is_some_and(|s| s.due() <= Instant::now()) && matches!(self.state, State::Up(_)) {
@@ -261,29 +275,52 @@ impl Actor {
         ControlFlow::Continue(())
     }
 
-    /// Asks the agent how things are; what is lost, if something is.
-    async fn ping(&mut self) -> Option<(Scope, String)> {
-        let State::Up(live) = &self.state else { return None };
+    /// Asks the agent how things are.
+    async fn ping(&mut self) -> Found {
+        let State::Up(live) = &self.state else { return Found::Well };
         self.watchdog.pinged(Instant::now());
         match live.link.ping(PING_EVERY).await {
             Ok(status) => {
                 self.watchdog.answered(Instant::now());
                 self.view.update(|view| view.health = health_name(&status));
-                // Said by an event too; asked here because an event can be lost.
-                let ended =
-                    status.phase() == AgentPhase::Ended && matches!(self.app.spec.state, StateKind::Stateful { .. });
-                ended.then(|| (Scope::Process, "the main process has ended".to_owned()))
+                // Said by events too; asked here because an event can be lost.
+                match (status.phase(), status.last_end) {
+                    (AgentPhase::Ended, Some(end)) if rests(self.app.spec.restart, end.code) => {
+                        Found::Done(format!("the main process ended with {}", end.code))
+                    }
+                    (AgentPhase::Ended, _) => Found::Lost(Scope::Process, "the main process has ended".to_owned()),
+                    (AgentPhase::GaveUp, _) => {
+                        Found::Lost(Scope::Container, "the main process failed too often in a row".to_owned())
+                    }
+                    _ => Found::Well,
+                }
             }
             Err(_) => {
                 self.watchdog.missed();
                 match self.watchdog.verdict(Instant::now()) {
                     Verdict::Hung(since) => {
-                        Some((Scope::Container, format!("the agent has not answered for {since:.1?}")))
+                        Found::Lost(Scope::Container, format!("the agent has not answered for {since:.1?}"))
                     }
-                    Verdict::Alive | Verdict::Late(_) => None,
+                    Verdict::Alive | Verdict::Late(_) => Found::Well,
                 }
             }
         }
+    }
+
+    /// The container's init is no more: because its work is done, which the agent said before it ended, or for no good reason.
+    async fn exited(&mut self) -> ControlFlow<()> {
+        let policy = self.app.spec.restart;
+        while let (State::Up(live), RestartPolicy::No | RestartPolicy::OnFailure { .. }) = (&mut self.state, policy) {
+            match tokio::time::timeout(LAST_WORDS, live.events.recv()).await {
+                Ok(Some(event)) => {
+                    if matches!(event.kind, Some(Kind::ProcessEnded(ended)) if rests(policy, ended.code)) {
+                        return self.agent_event(event).await;
+                    }
+                }
+                Ok(None) | Err(_) => break,
+            }
+        }
+        self.lost(Scope::Container, "the container ended".into()).await
     }
 
     async fn agent_event(&mut self, event: Event) -> ControlFlow<()> {
@@ -295,11 +332,11 @@ impl Actor {
                     &format!("the main process ended with {}", ended.code),
                     json!({"code": ended.code}),
                 );
-                if !stateful {
-                    return ControlFlow::Continue(());
-                }
                 if rests(self.app.spec.restart, ended.code) {
                     return self.rest(format!("the main process ended with {}", ended.code)).await;
+                }
+                if !stateful {
+                    return ControlFlow::Continue(());
                 }
                 self.lost(Scope::Process, format!("the main process ended with {}", ended.code)).await
             }
@@ -345,7 +382,11 @@ impl Actor {
             }
             Command::Deposed(by) if self.is_deposed_by(&by) => self.deposed(&by).await,
             Command::Deposed(_) => ControlFlow::Continue(()),
-            Command::Shutdown => ControlFlow::Break(()),
+            Command::Shutdown => {
+                // A dump in memory is lost with the manager; packed, it waits on the disk for the next one.
+                self.uploads.settle(PACK_PATIENCE).await;
+                ControlFlow::Break(())
+            }
         }
     }
 
@@ -461,7 +502,8 @@ impl Actor {
             next_seq: self.next_seq,
             last_committed: self.last_committed,
         };
-        if let Err(error) = record.save(&self.place) {
+        // It waits for the disk.
+        if let Err(error) = tokio::task::block_in_place(|| record.save(&self.place)) {
             tracing::warn!(container = %self.name, %error, "the local record could not be written");
         }
     }

@@ -134,7 +134,10 @@ impl Actor {
 
     async fn situation(&mut self, scope: Scope, snapshots: Vec<KnownSnapshot>) -> Situation {
         let now = Instant::now();
-        self.restarts.retain(|at| now.duration_since(*at) < RESTART_WINDOW);
+        self.tried.retain(|(at, _)| now.duration_since(*at) < RESTART_WINDOW);
+        let recent = |is: fn(&RecoveryStep) -> bool| {
+            u32::try_from(self.tried.iter().filter(|(_, step)| is(step)).count()).unwrap_or(u32::MAX)
+        };
         let peers = self.ctx.membership.peers().into_iter();
         let alive = peers.filter(|peer| peer.liveness == crate::membership::Liveness::Alive);
         let candidates = alive.map(|peer| policy::Candidate { node: peer.name, containers: 0 }).collect();
@@ -142,7 +145,9 @@ impl Actor {
             scope,
             stateful: matches!(self.app.spec.state, StateKind::Stateful { .. }),
             snapshots,
-            recent_restarts: u32::try_from(self.restarts.len()).unwrap_or(u32::MAX),
+            recent_restarts: recent(|step| matches!(step, RecoveryStep::Restart { .. })),
+            recent_older: recent(|step| matches!(step, RecoveryStep::OlderSnapshot { .. })),
+            recent_cold_starts: recent(|step| matches!(step, RecoveryStep::ColdStart)),
             recent_failovers: self.recent_failovers().await,
             peers: policy::rank(&self.name, candidates),
         }
@@ -204,12 +209,14 @@ impl Actor {
     }
 
     fn recovered(&mut self, from: Source, step: RecoveryStep, began: Instant) {
-        if matches!(step, RecoveryStep::Restart { .. }) {
-            self.restarts.push_back(Instant::now());
-        }
+        self.tried.push((Instant::now(), step));
         self.view.update(|view| view.recoveries += 1);
         let detail = json!({"ms": ms(began), "epoch": self.owner.epoch, "from": source_name(from)});
         self.event("recovery.serving", &format!("the container serves again, from {}", source_name(from)), detail);
+        if matches!(step, RecoveryStep::OlderSnapshot { .. }) {
+            // Until this state is committed a later recovery would go on from a newer snapshot again.
+            self.schedule.iter_mut().for_each(|schedule| schedule.due_now(Instant::now()));
+        }
         if from == Source::Image && matches!(self.app.spec.state, StateKind::Stateful { .. }) {
             self.event("recovery.state-lost", "it began anew from the image: its state is lost", json!({}));
         }
@@ -291,6 +298,10 @@ impl Actor {
         if record.phase == LocalPhase::Stopped {
             self.view.update(|view| view.phase = Phase::Stopped);
             return ControlFlow::Continue(());
+        }
+        let place = self.place.clone();
+        if let Err(error) = launch::blocking(move || place.clear_dumps()).await {
+            tracing::warn!(container = %self.name, %error, "what unfinished dumps left could not be removed");
         }
         match self.find(&record).await {
             Ok(live) => {

@@ -123,12 +123,13 @@ impl Shipper {
             let number =
                 self.put(at.epoch, at.number, Bytes::from(bytes)).await.map_err(|error| crate::chain(&error))?;
             let next = Standing { epoch: at.epoch, number: number + 1, cursor: segment.next };
+            // What is in the store is not shipped again, whatever fails below.
+            *lock(&self.standing) = next.clone();
             save(place, &next).map_err(|error| error.to_string())?;
             if next.number.is_multiple_of(TRIM_EVERY) {
                 let trimmed = logs::trim(&ctx.store, name, ctx.config.logs.max_bytes).await;
                 trimmed.map_err(|error| crate::chain(&error))?;
             }
-            *lock(&self.standing) = next;
         }
     }
 }
