@@ -108,23 +108,14 @@ impl Control for ControlService {
         let request = request.into_inner();
         let spec: ContainerSpec = serde_json::from_str(&request.spec_json)
             .map_err(|err| ApiError::Invalid(format!("the specification cannot be read: {err}")))?;
-        let imported = match request.image_json.as_str() {
-            "" => None,
-            json => Some(
-                serde_json::from_str(json)
-                    .map_err(|err| ApiError::Invalid(format!("the image's record cannot be read: {err}")))?,
-            ),
-        };
         let owner = self.node.owner_elsewhere(&spec.name).await?;
         let node = Arc::clone(&self.node);
         Ok(long(move |progress| async move {
-            let (spec, image) = match imported {
-                Some(image) => (spec, image),
-                None => node.prepare(spec, request.base_dir.into(), &progress).await?,
-            };
+            let (spec, image) = node.prepare(spec, request.base_dir.into(), &progress).await?;
             match owner {
                 None => node.apply(spec, image, request.recreate, progress).await,
-                Some(peer) => forward::apply(&peer, &spec, &image, request.recreate, &progress).await,
+                // What may be bound into containers is said by root on their node, not by whoever reaches its peer port.
+                Some(peer) => node.compare(spec, image, &peer.name).await,
             }
         }))
     }

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use ha_proto::control::{ApplyRequest, Event, EventsRequest, control_client::ControlClient};
+use ha_proto::control::{Event, EventsRequest, control_client::ControlClient};
 use tokio::{
     sync::{broadcast::error::RecvError, mpsc},
     task::JoinSet,
@@ -17,12 +17,7 @@ use tonic::{
 };
 
 use super::ApiError;
-use crate::{
-    membership::PeerView,
-    node::Node,
-    recovery::ProgressSender,
-    spec::{ContainerSpec, ImageRecord, NodeName},
-};
+use crate::{membership::PeerView, node::Node, spec::NodeName};
 
 pub type Client = ControlClient<Channel>;
 
@@ -44,31 +39,6 @@ pub async fn connect(peer: &PeerView) -> Result<Client, ApiError> {
     let endpoint = endpoint.http2_keep_alive_interval(ALIVE).keep_alive_timeout(ALIVE).keep_alive_while_idle(true);
     let channel = endpoint.connect_timeout(CONNECT).connect().await.map_err(|err| away(crate::chain(&err)))?;
     Ok(ControlClient::new(channel))
-}
-
-/// Has the owner apply what was made ready here: paths of the file mean this node's, and the image is in the store now.
-pub async fn apply(
-    peer: &PeerView,
-    spec: &ContainerSpec,
-    image: &ImageRecord,
-    recreate: bool,
-    progress: &ProgressSender,
-) -> Result<serde_json::Value, ApiError> {
-    let json = |what: serde_json::Result<String>| what.map_err(|err| ApiError::failed(&err));
-    let request = ApplyRequest {
-        spec_json: json(serde_json::to_string(spec))?,
-        image_json: json(serde_json::to_string(image))?,
-        recreate,
-        ..ApplyRequest::default()
-    };
-    let mut stream = connect(peer).await?.apply(request).await.map_err(ApiError::passed_on)?.into_inner();
-    while let Some(step) = stream.message().await.map_err(ApiError::passed_on)? {
-        if step.done {
-            return serde_json::from_str(&step.result_json).map_err(|err| ApiError::failed(&err));
-        }
-        progress.bytes(step.step, step.done_bytes, step.total_bytes);
-    }
-    Err(ApiError::Failed(format!("node {} ended the command without a result", peer.name)))
 }
 
 /// This node's events and, unless `local`, its peers': the past sorted by time, then what comes.

@@ -129,12 +129,7 @@ async fn apply(socket: &Path, args: args::Apply) -> Result<(), CliError> {
     let mut manager = client::connect(socket).await?;
     for spec in file.containers {
         let spec_json = serde_json::to_string(&spec).map_err(|err| CliError::Input(err.to_string()))?;
-        let request = ApplyRequest {
-            spec_json,
-            base_dir: base.display().to_string(),
-            recreate: args.recreate,
-            ..ApplyRequest::default()
-        };
+        let request = ApplyRequest { spec_json, base_dir: base.display().to_string(), recreate: args.recreate };
         let stream = manager.apply(request).await?;
         finish(progress::follow(stream.into_inner()).await?)?;
     }

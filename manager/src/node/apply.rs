@@ -11,7 +11,7 @@ use crate::{
     image,
     ownership::{self, Claim, Claimant},
     recovery::{Begin, Command, Order, Phase, ProgressSender},
-    spec::{ContainerName, ContainerSpec, Epoch, ImageRecord},
+    spec::{ContainerName, ContainerSpec, Epoch, ImageRecord, NodeName},
     store::{
         StoreError,
         apps::{self, App, AppContent, PutApp},
@@ -30,6 +30,22 @@ impl Node {
         progress.step(format!("{}: making the image {} ready", spec.name, spec.image));
         let image = self.import(&spec, &base_dir, progress).await?;
         Ok((spec, image))
+    }
+
+    /// `apply` of a container that another node owns: fine when there is nothing to do.
+    ///
+    /// # Errors
+    /// When something differs: where to apply it.
+    pub async fn compare(&self, spec: ContainerSpec, image: ImageRecord, owner: &NodeName) -> Result<Value, ApiError> {
+        let name = spec.name.clone();
+        let newest = apps::newest(&self.ctx.store, &name).await.map_err(unavailable)?;
+        if newest.and_then(|app| app.content) == Some(AppContent { spec, image }) {
+            return Ok(json!({"message": format!("{name} is unchanged"), "changed": false}));
+        }
+        let here = self.name();
+        Err(ApiError::Refused(format!(
+            "{name} runs on {owner} and this changes it: apply it there, or `ha-manager move {name} --to {here}` first"
+        )))
     }
 
     /// Registers and starts a container, or takes over what changed of one that runs here.
