@@ -132,8 +132,7 @@ fn a_restore_whose_manager_was_killed_is_done_again() {
         kill_counter(&cluster, 0);
         let lost = |cluster: &Cluster| cluster.of_kind("recovery.started").iter().any(|event| event.at >= since.into());
         cluster.wait("the recovery to begin", PATIENCE, lost).unwrap();
-        let over =
-            |cluster: &Cluster| cluster.of_kind("recovery.serving").iter().any(|event| event.at >= since.into());
+        let over = |cluster: &Cluster| cluster.of_kind("recovery.serving").iter().any(|event| event.at >= since.into());
         assert!(kill_at(&mut cluster, moment, over), "the moment {what:?} was missed");
         let again = SystemTime::now();
         cluster.members[0].start_manager().unwrap();
@@ -225,7 +224,10 @@ fn a_second_manager_a_taken_name_and_a_wrong_configuration_are_refused_with_the_
     ] {
         fs::write(&other, wrong).unwrap();
         let said = refused(&cluster, &other);
-        assert!(said.contains(&format!("{}:{at}", other.display())) && said.contains(word), "line {at}, {word}: {said}");
+        assert!(
+            said.contains(&format!("{}:{at}", other.display())) && said.contains(word),
+            "line {at}, {word}: {said}"
+        );
     }
     unharmed(&cluster, &poller, "after all the refusals");
     poller.stop();

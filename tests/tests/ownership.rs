@@ -23,7 +23,8 @@ fn of_two_survivors_that_try_exactly_one_wins() {
     let cut = cluster.members[0].power_cut().unwrap();
     wait_until_serving(&cluster, cut.at);
     let lost = cluster.wait_for_event("ownership.lost", cut.at, 1, PATIENCE).unwrap();
-    let won: Vec<_> = cluster.of_kind("ownership.claimed").into_iter().filter(|event| event.at >= cut.at.into()).collect();
+    let won: Vec<_> =
+        cluster.of_kind("ownership.claimed").into_iter().filter(|event| event.at >= cut.at.into()).collect();
     assert_eq!(won.len(), 1, "{won:?}");
     assert_ne!(won[0].node, lost.node);
     assert_eq!(state(&cluster).0, told);

@@ -149,7 +149,9 @@ async fn scan(node: &Arc<Node>, seen: &mut Seen) -> Result<(), StoreError> {
             *scans += 1;
             if *scans >= IDLE_SCANS {
                 seen.idle.remove(&name);
-                if let Err(text) = node.resume(owner.clone(), app.clone(), "this node owns it and does not run it").await {
+                if let Err(text) =
+                    node.resume(owner.clone(), app.clone(), "this node owns it and does not run it").await
+                {
                     tracing::warn!(container = %name, error = text, "it cannot be begun again yet");
                 }
             }

@@ -221,7 +221,9 @@ impl Actor {
         self.event("container.removed", "removed with its snapshots and volumes", json!({}));
         let _ = reply.send(match &cleared {
             Ok(()) => Ok(json!({"message": format!("{} removed", self.name)})),
-            Err(error) => Err(ApiError::Failed(format!("{} is removed from the store, but {error}; tried again", self.name))),
+            Err(error) => {
+                Err(ApiError::Failed(format!("{} is removed from the store, but {error}; tried again", self.name)))
+            }
         });
         if cleared.is_ok() { ControlFlow::Break(()) } else { self.end().await }
     }
