@@ -73,6 +73,20 @@ impl Node {
         let store = &self.ctx.store;
         let held = ownership::current(store, &name).await.map_err(|err| ApiError::Unavailable(crate::chain(&err)))?;
         let claimant = Claimant::new(self.name().clone());
+        let held = match held {
+            // A removal that was interrupted: what was committed then must not count for this container.
+            Some(owner) if !owner.released => match ownership::release(store, &name, owner.epoch, &claimant).await {
+                Ok(Claim::Won(owner)) => Some(owner),
+                Ok(Claim::Lost(other)) => {
+                    return Err(ApiError::Refused(format!(
+                        "{name} was started on node {} at the same time",
+                        other.node
+                    )));
+                }
+                Err(err) => return Err(ApiError::failed(&err)),
+            },
+            held => held,
+        };
         let expected: Option<Epoch> = held.map(|owner| owner.epoch);
         let claim = ownership::claim(store, &name, expected, &claimant).await.map_err(|err| ApiError::failed(&err))?;
         let owner = match claim {

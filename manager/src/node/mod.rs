@@ -18,6 +18,7 @@ mod watch;
 
 use std::{
     collections::HashMap,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -61,6 +62,24 @@ impl Node {
         let mut peers = self.ctx.membership.peers();
         peers.retain(|peer| matches!(peer.liveness, Liveness::Alive | Liveness::Suspect));
         peers
+    }
+
+    /// Whether a connection from there may be a peer's. An address is no proof; it keeps out whoever is merely in reach.
+    pub async fn is_peer_address(&self, from: IpAddr) -> bool {
+        let from = from.to_canonical();
+        for peer in self.ctx.membership.peers() {
+            let matches = match peer.address.parse::<SocketAddr>() {
+                Ok(address) => address.ip().to_canonical() == from,
+                // A name; one that cannot be looked up matches nobody.
+                Err(_) => tokio::net::lookup_host(&peer.address)
+                    .await
+                    .is_ok_and(|mut found| found.any(|address| address.ip().to_canonical() == from)),
+            };
+            if matches {
+                return true;
+            }
+        }
+        false
     }
 
     /// What this node runs.
@@ -138,7 +157,10 @@ impl Node {
         let store = &self.ctx.store;
         let unavailable = |err: &(dyn std::error::Error + 'static)| ApiError::Unavailable(crate::chain(err));
         let app = apps::newest(store, name).await.map_err(|err| unavailable(&err))?;
-        let Some(app) = app.filter(|app| app.content.is_some()) else {
+        let owner = ownership::current(store, name).await.map_err(|err| unavailable(&err))?;
+        // One that is still owned was being removed when the store went away.
+        let owned = owner.is_some_and(|owner| !owner.released);
+        let Some(app) = app.filter(|app| app.content.is_some() || owned) else {
             return Err(ApiError::NotFound(format!("there is no container {name}; `ha-manager status` lists them")));
         };
         recovery::forget(&self.ctx, name, app.generation, None).await?;

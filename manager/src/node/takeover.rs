@@ -72,6 +72,11 @@ impl Node {
         let turn = order.iter().position(|node| node == self.name()).unwrap_or(order.len());
         if turn > 0 {
             tokio::time::sleep(STAGGER * u32::try_from(turn).unwrap_or(u32::MAX)).await;
+            let peers = self.ctx.membership.peers();
+            if peers.iter().any(|peer| peer.name == owner.node && peer.liveness != Liveness::Dead) {
+                // It was heard again in the meantime.
+                return;
+            }
         }
         let why = format!("node {} is dead", owner.node);
         self.take(name, app, owner.epoch, began, why).await;

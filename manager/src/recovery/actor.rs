@@ -36,6 +36,8 @@ use crate::{
 
 /// How often the agent is asked whether it is there.
 const PING_EVERY: Duration = Duration::from_secs(1);
+/// What is being packed and uploaded when the manager ends is waited for this long.
+const PACK_PATIENCE: Duration = Duration::from_secs(10);
 /// What an agent said before it ended arrives within this time, or was never said.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 /// Restarts are counted over this long, as the `recovery` annotation documents.
@@ -373,7 +375,11 @@ impl Actor {
             }
             Command::Deposed(by) if self.is_deposed_by(&by) => self.deposed(&by).await,
             Command::Deposed(_) => ControlFlow::Continue(()),
-            Command::Shutdown => ControlFlow::Break(()),
+            Command::Shutdown => {
+                // A dump in memory is lost with the manager; packed, it waits on the disk for the next one.
+                self.uploads.settle(PACK_PATIENCE).await;
+                ControlFlow::Break(())
+            }
         }
     }
 
@@ -482,7 +488,8 @@ impl Actor {
             next_seq: self.next_seq,
             last_committed: self.last_committed,
         };
-        if let Err(error) = record.save(&self.place) {
+        // It waits for the disk.
+        if let Err(error) = tokio::task::block_in_place(|| record.save(&self.place)) {
             tracing::warn!(container = %self.name, %error, "the local record could not be written");
         }
     }

@@ -94,6 +94,8 @@ impl Actor {
         match self.launch(Source::Snapshot(id)).await {
             Ok(()) => {
                 self.view.update(|view| view.recoveries += 1);
+                // Until this state is committed a later recovery would go on from a newer snapshot again.
+                self.schedule.iter_mut().for_each(|schedule| schedule.due_now(Instant::now()));
                 let detail = json!({"ms": ms(began), "epoch": self.owner.epoch, "from": id});
                 self.event("recovery.serving", &format!("the container serves again, from {id}"), detail);
                 let _ = reply.send(Ok(json!({"message": format!("{} is back at {id}", self.name), "snapshot": id})));
@@ -309,10 +311,13 @@ pub async fn forget(ctx: &Ctx, name: &ContainerName, generation: u64, held: Opti
         return Err(ApiError::Refused(format!("node {} owns {name} now; remove it there", current.node)));
     }
     // The description goes first: from here on nobody starts it any more.
-    if let apps::PutApp::Conflict(_) =
-        apps::put(store, name, generation, None).await.map_err(|error| unavailable(&error))?
-    {
-        return Err(ApiError::Refused(format!("{name} was changed by somebody else at the same time; try again")));
+    match apps::put(store, name, generation, None).await.map_err(|error| unavailable(&error))? {
+        apps::PutApp::Stored(_) => {}
+        // An earlier removal came as far as this.
+        apps::PutApp::Conflict(there) if there.content.is_none() => {}
+        apps::PutApp::Conflict(_) => {
+            return Err(ApiError::Refused(format!("{name} was changed by somebody else at the same time; try again")));
+        }
     }
     if let Some(owner) = current.filter(|owner| !owner.released) {
         let claimant = Claimant::new(ctx.config.node.clone());

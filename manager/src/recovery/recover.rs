@@ -211,6 +211,10 @@ impl Actor {
         self.view.update(|view| view.recoveries += 1);
         let detail = json!({"ms": ms(began), "epoch": self.owner.epoch, "from": source_name(from)});
         self.event("recovery.serving", &format!("the container serves again, from {}", source_name(from)), detail);
+        if matches!(step, RecoveryStep::OlderSnapshot { .. }) {
+            // Until this state is committed a later recovery would go on from a newer snapshot again.
+            self.schedule.iter_mut().for_each(|schedule| schedule.due_now(Instant::now()));
+        }
         if from == Source::Image && matches!(self.app.spec.state, StateKind::Stateful { .. }) {
             self.event("recovery.state-lost", "it began anew from the image: its state is lost", json!({}));
         }
@@ -292,6 +296,10 @@ impl Actor {
         if record.phase == LocalPhase::Stopped {
             self.view.update(|view| view.phase = Phase::Stopped);
             return ControlFlow::Continue(());
+        }
+        let place = self.place.clone();
+        if let Err(error) = launch::blocking(move || place.clear_dumps()).await {
+            tracing::warn!(container = %self.name, %error, "what unfinished dumps left could not be removed");
         }
         match self.find(&record).await {
             Ok(live) => {

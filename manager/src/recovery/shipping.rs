@@ -102,12 +102,13 @@ async fn ship(ctx: &Ctx, name: &ContainerName, place: &Place, shared: &Mutex<Sta
         let put = logs::put(&ctx.store, name, at.epoch, at.number, Bytes::from(bytes)).await;
         put.map_err(|error| crate::chain(&error))?;
         let next = Standing { epoch: at.epoch, number: at.number + 1, cursor: segment.next };
+        // What is in the store is not shipped again, whatever fails below.
+        *lock(shared) = next.clone();
         save(place, &next).map_err(|error| error.to_string())?;
         if next.number.is_multiple_of(TRIM_EVERY) {
             let trimmed = logs::trim(&ctx.store, name, ctx.config.logs.max_bytes).await;
             trimmed.map_err(|error| crate::chain(&error))?;
         }
-        *lock(shared) = next;
     }
 }
 
