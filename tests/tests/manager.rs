@@ -11,8 +11,8 @@ use std::{
 };
 
 use common::{
-    Before, PATIENCE, cannot_run, checkpoint, copies, count, epochs, files, kill_counter, run_of, scene, state,
-    wait_until_serving,
+    Before, PATIENCE, cannot_run, checkpoint, copies, count, epochs, events_since, files, kill_counter, run_of, scene,
+    state, wait_until_serving,
 };
 use ha_lab::{
     clients::counter::Poller,
@@ -130,9 +130,9 @@ fn a_restore_whose_manager_was_killed_is_done_again() {
         cluster.wait("the images to go", PATIENCE, |_| files(&images).is_empty()).unwrap();
         let since = SystemTime::now();
         kill_counter(&cluster, 0);
-        let lost = |cluster: &Cluster| cluster.of_kind("recovery.started").iter().any(|event| event.at >= since.into());
+        let lost = |cluster: &Cluster| !events_since(cluster, "recovery.started", since).is_empty();
         cluster.wait("the recovery to begin", PATIENCE, lost).unwrap();
-        let over = |cluster: &Cluster| cluster.of_kind("recovery.serving").iter().any(|event| event.at >= since.into());
+        let over = |cluster: &Cluster| !events_since(cluster, "recovery.serving", since).is_empty();
         assert!(kill_at(&mut cluster, moment, over), "the moment {what:?} was missed");
         let again = SystemTime::now();
         cluster.members[0].start_manager().unwrap();
@@ -140,7 +140,7 @@ fn a_restore_whose_manager_was_killed_is_done_again() {
         assert_eq!(state(&cluster), (told, id.clone()), "{what}");
         assert_eq!(copies(&cluster), 1, "{what}");
         assert_eq!(epochs(&cluster), [1], "{what}");
-        let failed: Vec<_> = cluster.of_kind("recovery.failed").into_iter().filter(|e| e.at >= again.into()).collect();
+        let failed = events_since(&cluster, "recovery.failed", again);
         assert!(failed.is_empty(), "{what}: {failed:?}");
     }
     before.check_after_removal(&cluster);

@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status};
 
 use super::{ApiError, forward, logs, status};
 use crate::{
-    node::Node,
+    node::{Node, Whereabouts},
     recovery::{Order, ProgressSender},
     spec::{ContainerName, ContainerSpec, NodeName, SnapshotId},
 };
@@ -108,20 +108,25 @@ impl Control for ControlService {
         let request = request.into_inner();
         let spec: ContainerSpec = serde_json::from_str(&request.spec_json)
             .map_err(|err| ApiError::Invalid(format!("the specification cannot be read: {err}")))?;
-        if let Some(peer) = self.node.owner_elsewhere(&spec.name).await? {
-            let text = format!(
-                "{} runs on {}: apply it there, or `ha-manager move {} --to {}` first",
-                spec.name,
-                peer.name,
-                spec.name,
-                self.node.name()
-            );
-            return Err(ApiError::Refused(text).into());
-        }
+        let imported = match request.image_json.as_str() {
+            "" => None,
+            json => Some(
+                serde_json::from_str(json)
+                    .map_err(|err| ApiError::Invalid(format!("the image's record cannot be read: {err}")))?,
+            ),
+        };
+        let owner = self.node.owner_elsewhere(&spec.name).await?;
         let node = Arc::clone(&self.node);
-        Ok(long(
-            move |progress| async move { node.apply(spec, request.base_dir.into(), request.recreate, progress).await },
-        ))
+        Ok(long(move |progress| async move {
+            let (spec, image) = match imported {
+                Some(image) => (spec, image),
+                None => node.prepare(spec, request.base_dir.into(), &progress).await?,
+            };
+            match owner {
+                None => node.apply(spec, image, request.recreate, progress).await,
+                Some(peer) => forward::apply(&peer, &spec, &image, request.recreate, &progress).await,
+            }
+        }))
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
@@ -147,6 +152,15 @@ impl Control for ControlService {
             id => Some(id.parse::<SnapshotId>().map_err(ApiError::from)?),
         };
         let name = request.name.clone();
+        if request.force {
+            let wanted: ContainerName = name.parse().map_err(ApiError::from)?;
+            if let Whereabouts::Absent(owner, _) = self.node.place_of(&wanted).await? {
+                let node = Arc::clone(&self.node);
+                return Ok(long(move |progress| async move {
+                    node.claim_absent(&wanted, &owner, snapshot, progress).await
+                }));
+            }
+        }
         let order = Order::Restore { snapshot };
         self.order(&name, request, order, async |mut peer, request| peer.restore(request).await).await
     }
@@ -183,12 +197,8 @@ impl Control for ControlService {
         self.admit(&request).await?;
         let request = request.into_inner();
         let name: ContainerName = request.name.parse().map_err(ApiError::from)?;
-        if let Some(peer) = self.node.owner_elsewhere(&name).await? {
-            let stream = forward::connect(&peer).await?.logs(request).await?.into_inner();
-            return Ok(Response::new(Box::pin(stream)));
-        }
         let (sender, receiver) = mpsc::channel(BACKLOG);
-        tokio::spawn(logs::stream(Arc::clone(&self.node), name, request.follow, sender));
+        tokio::spawn(logs::stream(Arc::clone(&self.node), name, request, sender));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 }

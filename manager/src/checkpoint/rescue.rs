@@ -86,6 +86,40 @@ pub(super) fn end_criu(swrk: &mut Swrk, init_pid: i32, stopped_before: &HashSet<
     }
     // It may have died half-way by itself.
     remains.mended_sockets += mend();
+    settle(init_pid, stopped_before, remains)
+}
+
+/// Brings a container back whose manager was killed in a dump, and CRIU perhaps with it: waits until a CRIU that still works
+/// on it has given up by itself, ends one that does not, and mends what is left. Blocks for `patience` at most, and a little.
+pub fn settle_orphan(init_pid: i32, patience: Duration) -> Remains {
+    let tracers = || -> HashSet<i32> {
+        let traced = proc::descendants(init_pid).into_iter().filter_map(|pid| proc::status_field(pid, "TracerPid"));
+        traced.filter_map(|tracer| tracer.parse().ok()).filter(|tracer| *tracer > 0).collect()
+    };
+    let stopped_before = stopped(init_pid);
+    let mut remains = Remains::default();
+    let deadline = Instant::now() + patience;
+    let mut left = tracers();
+    while !left.is_empty() && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(10));
+        left = tracers();
+    }
+    let signal = |signal| {
+        for pid in &left {
+            // It may end just now, and then holds nothing.
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), signal);
+        }
+    };
+    remains.killed = !left.is_empty();
+    // As in `end_criu`: sockets first, while it still holds the processes.
+    signal(nix::sys::signal::Signal::SIGSTOP);
+    remains.mended_sockets = proc::descendants(init_pid).iter().map(|pid| mend_sockets(*pid)).sum();
+    signal(nix::sys::signal::Signal::SIGKILL);
+    settle(init_pid, &stopped_before, remains)
+}
+
+/// Waits until the processes run again and takes CRIU's pages out of them.
+fn settle(init_pid: i32, stopped_before: &HashSet<i32>, mut remains: Remains) -> Remains {
     let processes = proc::descendants(init_pid);
     let deadline = Instant::now() + SETTLE;
     loop {

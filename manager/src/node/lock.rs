@@ -4,9 +4,13 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read, Seek, Write},
     path::Path,
+    time::{Duration, Instant},
 };
 
 use nix::fcntl::{Flock, FlockArg};
+
+/// A manager that was killed holds the lock until the kernel has taken it apart.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
@@ -25,12 +29,22 @@ pub struct StateLock {
 }
 
 impl StateLock {
+    /// Blocks for a moment when another manager has it.
     pub fn acquire(state_dir: &Path) -> Result<Self, LockError> {
         let path = state_dir.join("lock");
         let io = |source| LockError::Io { path: path.display().to_string(), source };
         fs::create_dir_all(state_dir).map_err(io)?;
-        let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path).map_err(io)?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        let mut file =
+            OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path).map_err(io)?;
+        let start = Instant::now();
+        let attempt = loop {
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Err((held, nix::errno::Errno::EWOULDBLOCK)) if start.elapsed() < PATIENCE => file = held,
+                other => break other,
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        match attempt {
             Ok(mut file) => {
                 file.set_len(0).and_then(|()| file.rewind()).map_err(io)?;
                 write!(file, "{}", std::process::id()).map_err(io)?;

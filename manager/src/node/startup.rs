@@ -13,7 +13,7 @@ use chrono::Utc;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{AgentBinary, Ctx, EventLog, Node, lock::StateLock, watch};
+use super::{AgentBinary, Ctx, EventLog, Node, lock::StateLock, uplink::Uplink, watch};
 use crate::{
     api,
     checkpoint::{Dumper, Swrk},
@@ -25,6 +25,9 @@ use crate::{
     snapshot::Versions,
     store::{NodeRecord, Store},
 };
+
+/// A start or restore that an earlier manager began may go on for so long.
+const ORPHAN_PATIENCE: std::time::Duration = std::time::Duration::from_secs(15);
 
 /// Runs the manager of this node until it is told to stop. Containers go on running afterwards.
 pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
@@ -56,11 +59,13 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     gossip.indirect_probes = config.membership.indirect_probes as usize;
     let membership = Membership::start(gossip, config.node.clone(), advertise.clone(), config.peers.clone(), boot)?;
     let runtime = Runc::new(&config.runtime, &config.runtime_root, &config.criu);
+    runtime.settle_orphans(ORPHAN_PATIENCE);
     let dumper = Dumper::new(&config.criu);
     let detail = json!({"version": env!("CARGO_PKG_VERSION"), "address": advertise, "criu": versions.criu});
     events.emit(None, "node.started", "the manager is running", detail);
     let ctx = Arc::new(Ctx { config, store, network, runtime, dumper, agent, events, membership, versions });
-    let node = Arc::new(Node { ctx, actors: Mutex::default(), problems: Mutex::default() });
+    let uplink = Uplink::new(ctx.config.network.uplink.as_deref());
+    let node = Arc::new(Node { ctx, actors: Mutex::default(), problems: Mutex::default(), uplink });
 
     // Before peers and operators are heard: what they want of a container must not meet its leftovers being judged.
     node.adopt().await;

@@ -78,6 +78,11 @@ impl Node {
                 return;
             }
         }
+        // Asked after the wait too: a loss of the carrier is what peers are held for dead on.
+        if let Some(why) = self.uplink.cut_off(Instant::now()) {
+            tracing::info!(container = %name, why, "not taken over");
+            return;
+        }
         let why = format!("node {} is dead", owner.node);
         self.take(name, app, owner.epoch, began, why).await;
     }
@@ -107,11 +112,11 @@ impl Node {
                 return;
             }
         };
-        self.start(app, content, owner, identity, Begin::TakeOver { scope: Scope::Node, why });
+        self.start(app, content, owner, identity, Begin::TakeOver { scope: Scope::Node, why, next_seq: 1 });
     }
 
     /// Claims the epoch after `epoch` and settles what may be restored. The error says who won instead.
-    async fn win(&self, name: &ContainerName, epoch: Epoch) -> Result<Owner, String> {
+    pub(super) async fn win(&self, name: &ContainerName, epoch: Epoch) -> Result<Owner, String> {
         let claimant = Claimant::new(self.name().clone());
         let store = &self.ctx.store;
         // The same claimant again after a lost answer: a claim that stands is recognised.
@@ -143,11 +148,12 @@ impl Node {
             Some(record) if record.owner == owner && record.phase != LocalPhase::Launching => {
                 Begin::Adopt(Box::new(record))
             }
-            _ => {
+            other => {
                 // The claim may have been the last thing that was done. Where the base is settled this changes nothing.
                 let base = ownership::take_base(&self.ctx.store, &content.spec.name, &owner).await;
                 base.map_err(|error| text(&error))?;
-                Begin::TakeOver { scope: Scope::Container, why: why.to_owned() }
+                let next_seq = other.filter(|record| record.owner == owner).map_or(1, |record| record.next_seq);
+                Begin::TakeOver { scope: Scope::Container, why: why.to_owned(), next_seq }
             }
         };
         self.start(app, content, owner, identity, begin);

@@ -111,7 +111,7 @@ async fn follow_store(node: Arc<Node>) {
                     let ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
                     node.events().emit(None, "store.back", "the store answers again", json!({"away_ms": ms}));
                 }
-                node.set_problems(Vec::new());
+                node.set_problems(node.uplink.cut_off(Instant::now()).into_iter().collect());
             }
             Err(error) => {
                 let text = crate::chain(&error);

@@ -49,9 +49,20 @@ pub enum Begin {
     /// Just applied: from the image.
     Cold { progress: ProgressSender, reply: oneshot::Sender<Result<serde_json::Value, ApiError>> },
     /// The node that ran it is dead and this one has claimed it, or this node came back and still owns it.
-    TakeOver { scope: Scope, why: String },
+    TakeOver {
+        scope: Scope,
+        why: String,
+        /// The number of its next snapshot: higher than 1 when this node took some under the same epoch.
+        next_seq: u64,
+    },
     /// Handed over by its owner: this snapshot and no other.
     Handed { snapshot: Option<SnapshotId>, reply: oneshot::Sender<Result<(), String>> },
+    /// Claimed by its operator from an owner that does not answer.
+    Claimed {
+        snapshot: Option<SnapshotId>,
+        progress: ProgressSender,
+        reply: oneshot::Sender<Result<serde_json::Value, ApiError>>,
+    },
     /// The manager was restarted and finds its copy.
     Adopt(Box<LocalRecord>),
 }
@@ -92,7 +103,7 @@ pub(super) struct Actor {
     pub schedule: Option<Schedule>,
     pub uploads: Uploads,
     /// Held: the log is shipped for as long as the actor lives.
-    _shipping: Shipping,
+    pub(super) shipping: Shipping,
     pub next_seq: u64,
     pub last_committed: Option<SnapshotId>,
     /// The steps of the ladder that brought it up here lately.
@@ -103,6 +114,8 @@ pub(super) struct Actor {
     pub agent_digest: String,
     /// The last wait for something that was away; none since the container was up.
     pub waited: Option<Duration>,
+    /// The last attempt was given up because somebody else has the address.
+    pub conflict: bool,
     watchdog: Watchdog,
     next_ping: Instant,
     inbox: mpsc::Receiver<Command>,
@@ -140,7 +153,7 @@ pub fn spawn(
         owner: owner.clone(),
         network: identity.clone(),
         phase: Phase::Starting,
-        health: "none",
+        health: health_at_first(&content),
         pid: 0,
         up_since: None,
         recoveries: 0,
@@ -160,9 +173,10 @@ pub fn spawn(
     let log = shipping.view();
     let actor = Actor {
         uploads: Uploads::start(Arc::clone(&ctx), name.clone(), place.clone(), &owner, content.spec.keep),
-        _shipping: shipping,
+        shipping,
         agent_digest: ctx.agent.digest(),
         waited: None,
+        conflict: false,
         name,
         generation: app.generation,
         app: content,
@@ -207,8 +221,12 @@ impl Actor {
     async fn begin(&mut self, begin: Begin) -> ControlFlow<()> {
         match begin {
             Begin::Cold { progress, reply } => self.first_start(progress, reply).await,
-            Begin::TakeOver { scope, why } => self.recover(scope, why).await,
+            Begin::TakeOver { scope, why, next_seq } => {
+                self.next_seq = next_seq;
+                self.recover(scope, why).await
+            }
             Begin::Handed { snapshot, reply } => self.handed(snapshot, reply).await,
+            Begin::Claimed { snapshot, progress, reply } => self.order_restore(snapshot, progress, reply).await,
             Begin::Adopt(record) => self.adopt(*record).await,
         }
     }
@@ -449,7 +467,7 @@ impl Actor {
             (view.phase, view.pid, view.failure, view.up_since) = (Phase::Running, pid, None, Some(Instant::now()));
         });
         self.watchdog = Watchdog::new(WatchdogConfig::default(), Instant::now());
-        self.waited = None;
+        (self.waited, self.conflict) = (None, false);
         self.next_ping = Instant::now() + PING_EVERY;
         self.state = State::Up(Box::new(live));
         self.save(LocalPhase::Up);
@@ -465,6 +483,13 @@ impl Actor {
             self.event("teardown.failed", &error.to_string(), json!({"problems": error.problems}));
         }
         cleared
+    }
+
+    /// The rest of the log, before another node goes on with the container and the log here is removed.
+    pub(super) async fn ship_log(&self) {
+        if let Err(error) = self.shipping.flush().await {
+            tracing::warn!(container = %self.name, error, "the end of the log stays behind");
+        }
     }
 
     pub(super) fn event(&self, kind: &str, message: &str, detail: serde_json::Value) {
@@ -493,6 +518,11 @@ impl Actor {
             tracing::warn!(container = %self.name, %error, "the local record could not be written");
         }
     }
+}
+
+/// Before the agent has said anything: what has a healthcheck is not healthy until it says so.
+pub(super) fn health_at_first(app: &AppContent) -> &'static str {
+    if app.spec.healthcheck.is_some() { "starting" } else { "none" }
 }
 
 /// Whether a main process that ended with `code` was meant to.

@@ -10,7 +10,7 @@ use serde_json::json;
 use tokio::sync::oneshot;
 
 use super::{
-    actor::{Actor, Down, RESTART_WINDOW, State},
+    actor::{Actor, Down, RESTART_WINDOW, State, health_at_first},
     handover::Handover,
     launch::{self, LaunchError},
     order::ProgressSender,
@@ -30,9 +30,13 @@ use crate::{
 };
 
 const FIRST_WAIT: Duration = Duration::from_millis(500);
-const LONGEST_WAIT: Duration = Duration::from_secs(30);
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// A commit under way when the container is lost is waited for this long: it is the newest state there is.
 const COMMIT_PATIENCE: Duration = Duration::from_secs(2);
+/// Drafts that waited for the store are committed first when the container is brought back: the newest state is among them.
+const DRAFT_PATIENCE: Duration = Duration::from_secs(15);
+/// A CRIU whose manager was killed fails at its next question; one that hangs is ended after this.
+const ORPHAN_PATIENCE: Duration = Duration::from_secs(5);
 
 impl Actor {
     pub(super) async fn first_start(
@@ -48,6 +52,16 @@ impl Actor {
                 self.event("container.started", &format!("started at {}", self.identity.ip), detail);
                 Ok(json!({"message": format!("{} runs on {} at {}", self.name, self.ctx.config.node, self.identity.ip),
                           "changed": true}))
+            }
+            Err(error) if error.is_transient() => {
+                let text = crate::chain(&error);
+                self.event("container.start-failed", &text, json!({"cause": text}));
+                let told = ApiError::Unavailable(format!(
+                    "{}: {text}. It is tried again until it is there or removed",
+                    self.name
+                ));
+                let _ = reply.send(Err(told));
+                return self.wait(Scope::Container, "its first start has to wait".into(), text);
             }
             Err(error) => {
                 let text = crate::chain(&error);
@@ -71,17 +85,29 @@ impl Actor {
 
     /// Brings the container back as its policy says. Ends with the container up, waiting, handed to a peer, or failed.
     pub(super) async fn recover(&mut self, scope: Scope, why: String) -> ControlFlow<()> {
+        if self.conflict
+            && let Err(error @ LaunchError::Conflict { .. }) =
+                launch::flatten(launch::probe_address(&self.ctx, &self.network_identity()).await)
+        {
+            // Not worth restoring anything for.
+            return self.wait(scope, why, crate::chain(&error));
+        }
         let began = Instant::now();
-        self.view.update(|view| (view.phase, view.pid, view.health) = (Phase::Recovering, 0, "none"));
+        let health = health_at_first(&self.app);
+        self.view.update(|view| (view.phase, view.pid, view.health) = (Phase::Recovering, 0, health));
         self.event("recovery.started", &why, json!({"why": why, "epoch": self.owner.epoch}));
-        let snapshots = match self.known_snapshots().await {
+        let snapshots = match self.restorable().await {
             Ok(snapshots) => snapshots,
             Err(text) => return self.wait(scope, why, text),
         };
+        let mut refused = Vec::new();
         let situation = self.situation(scope, snapshots).await;
         let attempts = policy::plan(&self.app.spec.recovery, &situation);
         let mut last = "the recovery policy has no step for this".to_owned();
         for attempt in attempts {
+            if matches!(&attempt, Attempt::Here { from: Source::Snapshot(id), .. } if refused.contains(id)) {
+                continue;
+            }
             if let Err(deposed) = ownership::ensure_current(&self.ctx.store, &self.name, &self.owner).await {
                 match deposed {
                     ownership::OwnershipError::Deposed { by, .. } => return self.deposed(&by).await,
@@ -96,12 +122,20 @@ impl Actor {
                         return ControlFlow::Continue(());
                     }
                     Err(error) if error.is_transient() => return self.wait(scope, why, crate::chain(&error)),
-                    Err(error) => last = crate::chain(&error),
+                    Err(error) => {
+                        last = crate::chain(&error);
+                        if let LaunchError::Snapshot { snapshot, .. } = error {
+                            // It will not be any better the next time.
+                            self.refuse(snapshot, &last);
+                            refused.push(snapshot);
+                        }
+                    }
                 },
                 Attempt::Peer { node } => {
                     if let Err(error) = self.clear(Extent::Files).await {
                         return self.wait(scope, why, error.to_string());
                     }
+                    self.ship_log().await;
                     match self.hand_over(&node, None).await {
                         Handover::Taken { .. } => return self.gone(&node).await,
                         Handover::Deposed(by) => return self.deposed(&by).await,
@@ -115,6 +149,20 @@ impl Actor {
         self.event("recovery.exhausted", &text, json!({"cause": last}));
         self.fail(text);
         ControlFlow::Continue(())
+    }
+
+    /// What may be restored, newest first, once everything is committed that waited on this node.
+    async fn restorable(&mut self) -> Result<Vec<KnownSnapshot>, String> {
+        let known = self.known_snapshots().await?;
+        if self.uploads.flush(DRAFT_PATIENCE).await { self.known_snapshots().await } else { Ok(known) }
+    }
+
+    fn refuse(&self, id: SnapshotId, cause: &str) {
+        self.event(
+            "snapshot.refused",
+            &format!("{id} is not restored: {cause}"),
+            json!({"snapshot": id, "cause": cause}),
+        );
     }
 
     fn announce(&self, attempt: &Attempt) {
@@ -160,17 +208,26 @@ impl Actor {
     }
 
     /// What may be restored, newest first.
-    pub(super) async fn known_snapshots(&self) -> Result<Vec<KnownSnapshot>, String> {
+    pub(super) async fn known_snapshots(&mut self) -> Result<Vec<KnownSnapshot>, String> {
         if matches!(self.app.spec.state, StateKind::Stateless) {
             return Ok(Vec::new());
         }
-        let manifests =
-            snapshot::list_valid(&self.ctx.store, &self.name).await.map_err(|error| crate::chain(&error))?;
-        let known = |manifest: snapshot::Manifest| KnownSnapshot {
-            id: manifest.meta.id,
-            healthy: manifest.meta.health != SnapshotHealth::Unhealthy,
-        };
-        Ok(manifests.into_iter().map(known).collect())
+        let ids = snapshot::list(&self.ctx.store, &self.name).await.map_err(|error| crate::chain(&error))?;
+        // No number is used twice, even when this node's record of the last one was lost.
+        let used = ids.iter().filter(|id| id.epoch == self.owner.epoch).map(|id| id.seq).max().unwrap_or(0);
+        self.next_seq = self.next_seq.max(used + 1);
+        let mut known = Vec::new();
+        for id in ids {
+            match snapshot::load_manifest(&self.ctx.store, &self.name, id).await {
+                Ok(manifest) => {
+                    let healthy = manifest.meta.health != SnapshotHealth::Unhealthy;
+                    known.push(KnownSnapshot { id, healthy });
+                }
+                Err(error) if error.is_retryable() => return Err(crate::chain(&error)),
+                Err(error) => self.refuse(id, &crate::chain(&error)),
+            }
+        }
+        Ok(known)
     }
 
     /// One attempt: whatever was here goes, then the container comes up from `from` or nothing is left of it.
@@ -201,6 +258,12 @@ impl Actor {
             Err(error) => {
                 // Reported; the next attempt clears again, and does not begin before it could.
                 let _ = self.clear(Extent::Files).await;
+                if let LaunchError::Conflict { address, conflict } = &error
+                    && !std::mem::replace(&mut self.conflict, true)
+                {
+                    let detail = json!({"address": address, "mac": conflict.mac.to_string()});
+                    self.event("network.conflict", &error.to_string(), detail);
+                }
                 Err(error)
             }
         }
@@ -316,12 +379,18 @@ impl Actor {
         use crate::runtime::{Runtime, Status};
         let text = |error: &(dyn std::error::Error + 'static)| crate::chain(error);
         let (ctx, name, identity) = (Arc::clone(&self.ctx), self.name.clone(), self.network_identity());
+        let place = self.place.clone();
         let pid = launch::blocking(move || {
             let state = ctx
                 .runtime
                 .state(&ctx.runtime_id(&name), ctx.config.checkpoint.timeout)
                 .map_err(|error| text(&error))?;
             let state = state.filter(|state| state.status != Status::Stopped).ok_or("its process is gone")?;
+            let remains = crate::checkpoint::settle_orphan(state.pid, ORPHAN_PATIENCE);
+            if !remains.is_running() {
+                return Err(remains.to_string());
+            }
+            place.clear_dumps().map_err(|error| format!("what a checkpoint left cannot be removed: {error}"))?;
             let found = ctx.network.find(&name, &identity).map_err(|error| text(&error))?;
             let attachment = found.ok_or("its network is gone")?;
             // A manager that was killed in a checkpoint left the gate closed, or one in a restore the link outside.
@@ -358,7 +427,7 @@ fn step_name(step: RecoveryStep) -> &'static str {
     }
 }
 
-fn source_name(source: Source) -> String {
+pub(super) fn source_name(source: Source) -> String {
     match source {
         Source::Snapshot(id) => id.to_string(),
         Source::Image => "image".into(),

@@ -1,7 +1,7 @@
 //! Clearing away a copy: process, network, mounts, files. Goes on after an error and reports them all.
 
 use super::place::Place;
-use crate::{image, node::Ctx, runtime::Runtime, spec::ContainerName};
+use crate::{image, node::Ctx, spec::ContainerName};
 
 /// What could not be cleared away, each with its cause.
 #[derive(Debug, thiserror::Error)]
@@ -30,7 +30,10 @@ pub fn clear(ctx: &Ctx, container: &ContainerName, place: &Place, extent: Extent
     // The kernel ends the connections of a killed process with FIN or RST. They are the container's, which goes on from a
     // snapshot here or at its new owner: nobody may hear of it. Mostly there is no link any more to hold back.
     let _ = ctx.network.gate(container).and_then(|mut gate| gate.close());
-    note("container", ctx.runtime.delete(&ctx.runtime_id(container), timeout).err().map(|e| crate::chain(&e)));
+    note(
+        "container",
+        ctx.runtime.clear(&ctx.runtime_id(container), &place.bundle(), timeout).err().map(|e| crate::chain(&e)),
+    );
     note("network", ctx.network.teardown(container).err().map(|e| crate::chain(&e)));
     note("root", image::umount_overlay(&place.merged()).err().map(|e| crate::chain(&e)));
     // With the root still mounted a removal would go through it into nothing that is ours alone to delete.

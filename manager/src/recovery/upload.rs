@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::{launch::blocking, place::Place};
 use crate::{
@@ -71,6 +71,8 @@ pub(super) struct Uploads {
     jobs: mpsc::UnboundedSender<Job>,
     reports: mpsc::UnboundedReceiver<Report>,
     pending: watch::Sender<Pending>,
+    progress: watch::Receiver<Drains>,
+    kick: Arc<Notify>,
 }
 
 /// What is under way. Drafts that wait for a store that is away are not: they are safe on this node's disk.
@@ -82,6 +84,16 @@ struct Pending {
     uploading: bool,
 }
 
+/// How far the drafts on this node's disk are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Drains {
+    /// Attempts to bring them all into the store.
+    ended: u64,
+    committed: u64,
+    /// Some are left: the store was away.
+    parked: bool,
+}
+
 impl Uploads {
     pub fn start(ctx: Arc<Ctx>, name: ContainerName, place: Place, owner: &Owner, keep: u32) -> Self {
         // Unbounded by type, bounded by use: the actor pushes nothing while `pending` is at its limit, and each push makes at
@@ -89,19 +101,24 @@ impl Uploads {
         let (jobs, inbox) = mpsc::unbounded_channel();
         let (outbox, reports) = mpsc::unbounded_channel();
         let pending = watch::Sender::new(Pending::default());
+        // Until the worker has looked there may be some of an earlier manager.
+        let drains = watch::Sender::new(Drains { ended: 0, committed: 0, parked: true });
+        let (progress, kick) = (drains.subscribe(), Arc::new(Notify::new()));
         let worker = Worker {
             ctx,
             name,
             place,
             outbox,
             pending: pending.clone(),
+            drains,
+            kick: Arc::clone(&kick),
             timings: HashMap::new(),
             keep,
             retry: None,
             said_waiting: None,
         };
         tokio::spawn(worker.run(inbox, owner.clone()));
-        Self { jobs, reports, pending }
+        Self { jobs, reports, pending, progress, kick }
     }
 
     /// Dumps in memory that are neither packed nor given up.
@@ -120,6 +137,20 @@ impl Uploads {
             Some(report) => report,
             None => std::future::pending().await,
         }
+    }
+
+    /// Has the drafts that wait on this node committed now, and waits for it, but not longer than `patience`. True when some
+    /// were.
+    pub async fn flush(&self, patience: Duration) -> bool {
+        let mut progress = self.progress.clone();
+        let before = *progress.borrow_and_update();
+        if !before.parked {
+            return false;
+        }
+        self.kick.notify_one();
+        // Running out of patience is an answer, as below.
+        let _ = tokio::time::timeout(patience, progress.wait_for(|now| now.ended > before.ended)).await;
+        progress.borrow().committed > before.committed
     }
 
     /// Waits until nothing is under way any more, or `patience` has passed.
@@ -142,6 +173,8 @@ struct Worker {
     place: Place,
     outbox: mpsc::UnboundedSender<Report>,
     pending: watch::Sender<Pending>,
+    drains: watch::Sender<Drains>,
+    kick: Arc<Notify>,
     timings: HashMap<SnapshotId, (Instant, Duration)>,
     keep: u32,
     retry: Option<Retry>,
@@ -163,6 +196,7 @@ impl Worker {
             Ok(queue) => queue,
             Err(error) => {
                 let cause = crate::chain(&error);
+                self.drains.send_modify(|drains| (drains.ended, drains.parked) = (1, false));
                 while let Some(job) = inbox.recv().await {
                     let id = job.meta.id;
                     self.discard(job).await;
@@ -173,7 +207,10 @@ impl Worker {
             }
         };
         loop {
-            self.drain(&queue).await;
+            if self.drain(&queue).await.is_some() {
+                let parked = self.retry.is_some();
+                self.drains.send_modify(|drains| (drains.ended, drains.parked) = (drains.ended + 1, parked));
+            }
             let retry = async {
                 match &self.retry {
                     Some(retry) => tokio::time::sleep_until(retry.at.into()).await,
@@ -185,6 +222,7 @@ impl Worker {
                     Some(job) => self.pack(&queue, job).await,
                     None => return,
                 },
+                () = self.kick.notified() => self.retry = self.retry.take().map(|retry| Retry { at: Instant::now(), ..retry }),
                 () = retry => self.retry = self.retry.take().map(|retry| Retry { at: Instant::now(), ..retry }),
             }
         }
@@ -219,17 +257,19 @@ impl Worker {
         }
     }
 
-    /// Uploads what waits, oldest first, until it is all there or the store is away.
-    async fn drain(&mut self, queue: &Queue) {
+    /// Uploads what waits, oldest first, until it is all there or the store is away. `None`: it is too early to try again.
+    async fn drain(&mut self, queue: &Queue) -> Option<()> {
         if let Some(retry) = self.retry.as_ref().filter(|retry| Instant::now() < retry.at) {
             let cause = retry.cause.clone();
-            return self.park(queue, cause).await;
+            self.park(queue, cause).await;
+            return None;
         }
         self.pending.send_modify(|pending| pending.uploading = true);
         while let Some(id) = self.list(queue).await.first().copied() {
             match self.commit(queue, id).await {
                 Ok(report) => {
                     self.retry = None;
+                    self.drains.send_modify(|drains| drains.committed += 1);
                     self.remove(queue, id).await;
                     self.report(report);
                 }
@@ -237,7 +277,8 @@ impl Worker {
                     let wait = self.retry.as_ref().map_or(FIRST_RETRY, |retry| (retry.wait * 2).min(LONGEST_RETRY));
                     let cause = crate::chain(&error);
                     self.retry = Some(Retry { at: Instant::now() + wait, wait, cause: cause.clone() });
-                    return self.park(queue, cause).await;
+                    self.park(queue, cause).await;
+                    return Some(());
                 }
                 Err(error) => {
                     self.remove(queue, id).await;
@@ -255,6 +296,7 @@ impl Worker {
         }
         self.retry = None;
         self.pending.send_modify(|pending| pending.uploading = false);
+        Some(())
     }
 
     /// The store is away: what is in the queue stays there for now. Said once of each snapshot, for somebody may wait for it.
@@ -338,7 +380,9 @@ mod tests {
     fn uploads() -> (Uploads, watch::Sender<Pending>) {
         let pending = watch::Sender::new(Pending::default());
         let (jobs, reports) = (mpsc::unbounded_channel().0, mpsc::unbounded_channel().1);
-        (Uploads { jobs, reports, pending: pending.clone() }, pending)
+        let progress = watch::Sender::new(Drains { ended: 0, committed: 0, parked: false }).subscribe();
+        let kick = Arc::new(Notify::new());
+        (Uploads { jobs, reports, pending: pending.clone(), progress, kick }, pending)
     }
 
     #[tokio::test]

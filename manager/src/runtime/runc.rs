@@ -3,7 +3,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde::Deserialize;
@@ -106,6 +106,53 @@ impl Runc {
 
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Takes a container away, and whatever a runtime that was killed half-way has left of it: processes in the cgroup of
+    /// its bundle, mounts, state.
+    ///
+    /// # Errors
+    /// As for [`Runtime::delete`].
+    pub fn clear(&self, id: &str, bundle: &Path, timeout: Duration) -> Result<(), RuntimeError> {
+        let cgroup = Cgroup::of_bundle(bundle);
+        self.delete(id, timeout)?;
+        self.remove_remains(id, &cgroup);
+        Ok(())
+    }
+
+    /// Waits until no runtime works in this root any more. What a manager that was killed had begun ends by itself and is
+    /// then in order; after `patience` it is killed. Only for a manager that has called nothing yet.
+    pub fn settle_orphans(&self, patience: Duration) {
+        let deadline = Instant::now() + patience;
+        loop {
+            let orphans = self.running();
+            if orphans.is_empty() {
+                return;
+            }
+            if Instant::now() >= deadline {
+                for pid in orphans {
+                    tracing::warn!(pid, "a runtime that an earlier manager began does not end and is killed");
+                    // Each leads a process group with the CRIU it called; both may be gone already.
+                    let _ =
+                        nix::sys::signal::killpg(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+                }
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Runtimes at work in this root, by their command lines.
+    fn running(&self) -> Vec<i32> {
+        let ours = format!("--root\0{}\0", self.root.display());
+        let works = |pid: &i32| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line);
+            let program = line.split('\0').next().map(Path::new).and_then(Path::file_name);
+            program == self.program.file_name() && line.contains(&ours)
+        };
+        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(works).collect()
     }
 
     fn call(

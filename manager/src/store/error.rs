@@ -21,6 +21,8 @@ pub enum StoreError {
     Full { url: String, op: &'static str, key: String, source: Source },
     #[error("{op} {key:?}: the store {url} refuses it; give this node read and write access")]
     Denied { url: String, op: &'static str, key: String, source: Source },
+    #[error("{op} {key:?}: the store {url} is read-only; mount it writable again")]
+    ReadOnly { url: String, op: &'static str, key: String, source: Source },
     #[error("the store {url} names a bucket that does not exist; create it, or correct the URL or AWS_ENDPOINT")]
     NoBucket { url: String, source: Source },
     #[error("the store has no object {key:?}")]
@@ -80,7 +82,14 @@ impl StoreError {
     ///
     /// A write that failed this way may have taken place, or may still take place: repeat it with the same nonce.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Unreachable { .. } | Self::Deadline { .. } | Self::Full { .. } | Self::Replaced { .. })
+        matches!(
+            self,
+            Self::Unreachable { .. }
+                | Self::Deadline { .. }
+                | Self::Full { .. }
+                | Self::ReadOnly { .. }
+                | Self::Replaced { .. }
+        )
     }
 
     pub fn is_not_found(&self) -> bool {
@@ -108,9 +117,9 @@ impl StoreError {
             }
             other => match io_kind(&other) {
                 Some(io::ErrorKind::NotFound) => Self::NotFound { key },
-                Some(io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) => {
-                    Self::Denied { url, op, key, source: Box::new(other) }
-                }
+                Some(io::ErrorKind::PermissionDenied) => Self::Denied { url, op, key, source: Box::new(other) },
+                // What a file system does to itself after an error, and an administrator undoes.
+                Some(io::ErrorKind::ReadOnlyFilesystem) => Self::ReadOnly { url, op, key, source: Box::new(other) },
                 Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
                     Self::Full { url, op, key, source: Box::new(other) }
                 }

@@ -61,6 +61,10 @@ pub fn files(dir: &Path) -> Vec<String> {
 
 fn is_of_a_container(line: &str) -> bool {
     let Some((kind, rest)) = line.split_once(' ') else { return false };
+    // The directory that network namespaces are bound in becomes a mount of its own with the first of them.
+    if rest.starts_with("/run/netns (") {
+        return false;
+    }
     match kind {
         "link" | "netns" | "nft" | "iptables" | "mount" => true,
         "cgroup" => rest.contains("counter"),

@@ -11,10 +11,11 @@ use std::{
 
 use ha_lab::{
     clients::counter::{Counter, Value, connect_patiently},
-    cluster::{Cluster, why_no_cluster},
+    cluster::{Cluster, Event, why_no_cluster},
     demo::{ADDRESS, Workload},
     skipped,
 };
+#[allow(unused_imports)]
 pub use leftovers::{Before, files, run_of};
 use nix::{
     sys::signal::{Signal, kill},
@@ -111,4 +112,10 @@ pub fn kill_counter(cluster: &Cluster, member: usize) {
     let pids = cluster.members[member].node.processes("/bin/counter");
     assert_eq!(pids.len(), 1, "the counter runs {} times", pids.len());
     kill(Pid::from_raw(pids[0].cast_signed()), Signal::SIGKILL).unwrap();
+}
+
+/// The events of one kind at or after `since`.
+pub fn events_since(cluster: &Cluster, kind: &str, since: SystemTime) -> Vec<Event> {
+    let since = chrono::DateTime::<chrono::Utc>::from(since);
+    cluster.of_kind(kind).into_iter().filter(|event| event.at >= since).collect()
 }
