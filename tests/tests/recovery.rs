@@ -54,26 +54,23 @@ fn a_process_that_is_killed_comes_back_from_the_last_state_that_was_healthy() {
         return;
     };
     let health = || {
-        let snapshots = watched.cluster.members[0].json(&["snapshots", "counter"]).unwrap();
-        let list = snapshots.as_array().cloned().unwrap_or_else(|| snapshots["snapshots"].as_array().unwrap().clone());
-        let newest = list.iter().max_by_key(|snapshot| snapshot["id"].as_str().unwrap().to_owned()).unwrap().clone();
-        newest["health"].as_str().unwrap().to_owned()
+        let container = watched.cluster.members[0].container("counter").unwrap();
+        container["last_snapshot"]["health"].as_str().unwrap().to_owned()
     };
     let (_, id) = state(&watched.cluster);
     let saved = count(&watched.cluster, 10);
-    let until = |wanted: &str| {
-        watched
-            .cluster
-            .wait(&format!("a snapshot that is {wanted}"), PATIENCE, |cluster| {
-                checkpoint(cluster);
-                health() == wanted
-            })
-            .unwrap();
+    let healthy = |cluster: &_| {
+        checkpoint(cluster);
+        health() == "healthy"
     };
-    until("healthy");
-    client(&watched.cluster, |counter| counter.tell("sicken"));
+    watched.cluster.wait("a snapshot that is healthy", PATIENCE, healthy).unwrap();
+    // What it says the second time, it says after the first check has ended.
+    let asked = |answer: String| answer.strip_prefix("sick ").and_then(|asked| asked.parse::<u64>().ok()).unwrap();
+    let checked = |cluster: &_| asked(client(cluster, |counter| counter.tell("sicken"))) >= 2;
+    watched.cluster.wait("a check to fail", PATIENCE, checked).unwrap();
     count(&watched.cluster, 5);
-    until("unhealthy");
+    checkpoint(&watched.cluster);
+    assert_eq!(health(), "unhealthy");
     watched.signal(0, COUNTER, Signal::SIGKILL);
     wait_until_served(&watched, 1);
     assert_eq!(state(&watched.cluster), (saved, id));

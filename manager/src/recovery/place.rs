@@ -115,15 +115,44 @@ impl Place {
 }
 
 fn remove_tree(dir: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(dir) {
-        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
+    let mut tries = 0;
+    loop {
+        match fs::remove_dir_all(dir) {
+            Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(()),
+            // What ships the log or uploads drafts may have put one more file there meanwhile.
+            Err(err) if err.kind() == io::ErrorKind::DirectoryNotEmpty && tries < 20 => tries += 1,
+            other => return other,
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_is_written_meanwhile_does_not_keep_a_directory() {
+        let root = tempfile::tempdir().unwrap();
+        let place = Place { dir: root.path().join("c"), scratch: root.path().join("scratch/c") };
+        for _ in 0..20 {
+            place.recreate().unwrap();
+            let file = place.dir.join("log-shipped.json");
+            let (writing, begun) = std::sync::mpsc::channel();
+            let writer = std::thread::spawn(move || {
+                let mut written = 0;
+                while fs::write(&file, "{}").is_ok() && written < 500 {
+                    written += 1;
+                    let _ = writing.send(());
+                    let _ = fs::remove_file(&file);
+                }
+            });
+            begun.recv().unwrap();
+            place.remove().unwrap();
+            assert!(!place.dir.exists());
+            writer.join().unwrap();
+        }
+    }
 
     #[test]
     fn what_dumps_left_goes_and_the_running_copy_stays() {

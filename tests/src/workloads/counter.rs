@@ -10,7 +10,7 @@
 //! | `check` | `ok PAGES`, or `broken PAGE` when the ballast has changed |
 //! | `id` | a number drawn when the process started: a cold start is told from a restore |
 //! | `health` | `ok`, or `sick` |
-//! | `sicken` | `sick`: so it stays, as part of the state |
+//! | `sicken` | `sick ASKED`: so it stays, as part of the state; ASKED is how often it has said so |
 //! | `arm` | `armed`: the next `incr` ends the process, as part of the state |
 //! | `exit CODE` | none: the process ends with CODE |
 //!
@@ -38,7 +38,8 @@ struct State {
     ballast: Vec<u8>,
     files: Vec<File>,
     id: u64,
-    sick: bool,
+    /// How often it has been asked for its health since it is sick.
+    sick: Option<u64>,
     armed: bool,
 }
 
@@ -62,7 +63,7 @@ impl State {
             bytes.fill(pattern(page));
         }
         let id = RandomState::new().build_hasher().finish();
-        Self { value: 0, hash: 0, ballast, files, id, sick: false, armed: false }
+        Self { value: 0, hash: 0, ballast, files, id, sick: None, armed: false }
     }
 
     fn answer(&mut self, request: &str) -> io::Result<String> {
@@ -87,10 +88,16 @@ impl State {
             }
             "id" => Ok(format!("{:016x}", self.id)),
             "sicken" => {
-                self.sick = true;
-                Ok("sick".to_owned())
+                let asked = self.sick.get_or_insert(0);
+                Ok(format!("sick {asked}"))
             }
-            "health" => Ok(if self.sick { "sick" } else { "ok" }.to_owned()),
+            "health" => Ok(match &mut self.sick {
+                Some(asked) => {
+                    *asked += 1;
+                    "sick".to_owned()
+                }
+                None => "ok".to_owned(),
+            }),
             "arm" => {
                 self.armed = true;
                 Ok("armed".to_owned())
