@@ -266,6 +266,7 @@ impl Member {
     /// # Errors
     /// When it does not run, or does not end within 20 s of a SIGTERM.
     pub fn stop_manager(&mut self, signal: Signal) -> anyhow::Result<()> {
+        let pid = self.manager_pid()?;
         let mut manager = self.manager.take().context("the manager does not run")?;
         // Killing the stand-in kills the manager; every other signal goes through.
         kill(Pid::from_raw(manager.id().cast_signed()), signal)?;
@@ -276,6 +277,10 @@ impl Member {
                 manager.wait()?;
                 bail!("the manager of {} did not end on {signal}\n{}", self.node.name(), self.log_end());
             }
+            thread::sleep(Duration::from_millis(5));
+        }
+        // A killed stand-in is gone before the manager it takes with it, which holds its lock until then.
+        while Path::new(&format!("/proc/{pid}")).exists() && start.elapsed() < Duration::from_secs(20) {
             thread::sleep(Duration::from_millis(5));
         }
         Ok(())

@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status};
 
 use super::{ApiError, forward, logs, status};
 use crate::{
-    node::Node,
+    node::{Node, Whereabouts},
     recovery::{Order, ProgressSender},
     spec::{ContainerName, ContainerSpec, NodeName, SnapshotId},
 };
@@ -22,12 +22,36 @@ type Reply<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 /// Items a slow reader may be behind before a command waits for it.
 const BACKLOG: usize = 64;
 
+/// Who reaches this service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// This node's root, through the control socket: everything.
+    Root,
+    /// Whoever reaches the peer port: only calls that peers pass on, and only from peers' addresses. An address is no proof,
+    /// so nothing that brings a new program or a host's directory into a container is taken from here.
+    Peers,
+}
+
 #[derive(Clone)]
 pub struct ControlService {
     pub node: Arc<Node>,
+    pub access: Access,
 }
 
 impl ControlService {
+    async fn admit<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        if self.access == Access::Root {
+            return Ok(());
+        }
+        let refused = || {
+            Status::permission_denied(
+                "the peer port takes orders from this cluster's nodes only; use the control socket",
+            )
+        };
+        let from = request.remote_addr().ok_or_else(refused)?.ip();
+        if self.node.is_peer_address(from).await { Ok(()) } else { Err(refused()) }
+    }
+
     /// Sends an order to the container's actor, or the whole request to the node that owns the container.
     async fn order<R, F>(
         &self,
@@ -78,26 +102,35 @@ impl Control for ControlService {
     type LogsStream = Reply<LogChunk>;
 
     async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<Self::ApplyStream>, Status> {
+        if self.access != Access::Root {
+            return Err(Status::permission_denied("apply through the control socket of the node"));
+        }
         let request = request.into_inner();
         let spec: ContainerSpec = serde_json::from_str(&request.spec_json)
             .map_err(|err| ApiError::Invalid(format!("the specification cannot be read: {err}")))?;
-        if let Some(peer) = self.node.owner_elsewhere(&spec.name).await? {
-            let text = format!(
-                "{} runs on {}: apply it there, or `ha-manager move {} --to {}` first",
-                spec.name,
-                peer.name,
-                spec.name,
-                self.node.name()
-            );
-            return Err(ApiError::Refused(text).into());
-        }
+        let imported = match request.image_json.as_str() {
+            "" => None,
+            json => Some(
+                serde_json::from_str(json)
+                    .map_err(|err| ApiError::Invalid(format!("the image's record cannot be read: {err}")))?,
+            ),
+        };
+        let owner = self.node.owner_elsewhere(&spec.name).await?;
         let node = Arc::clone(&self.node);
-        Ok(long(
-            move |progress| async move { node.apply(spec, request.base_dir.into(), request.recreate, progress).await },
-        ))
+        Ok(long(move |progress| async move {
+            let (spec, image) = match imported {
+                Some(image) => (spec, image),
+                None => node.prepare(spec, request.base_dir.into(), &progress).await?,
+            };
+            match owner {
+                None => node.apply(spec, image, request.recreate, progress).await,
+                Some(peer) => forward::apply(&peer, &spec, &image, request.recreate, &progress).await,
+            }
+        }))
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
+        self.admit(&request).await?;
         Ok(Response::new(status::gather(&self.node, request.into_inner().local).await))
     }
 
@@ -105,23 +138,35 @@ impl Control for ControlService {
         &self,
         request: Request<CheckpointRequest>,
     ) -> Result<Response<Self::CheckpointStream>, Status> {
+        self.admit(&request).await?;
         let request = request.into_inner();
         let name = request.name.clone();
         self.order(&name, request, Order::Checkpoint, async |mut peer, request| peer.checkpoint(request).await).await
     }
 
     async fn restore(&self, request: Request<RestoreRequest>) -> Result<Response<Self::RestoreStream>, Status> {
+        self.admit(&request).await?;
         let request = request.into_inner();
         let snapshot = match request.snapshot.as_str() {
             "" => None,
             id => Some(id.parse::<SnapshotId>().map_err(ApiError::from)?),
         };
         let name = request.name.clone();
+        if request.force {
+            let wanted: ContainerName = name.parse().map_err(ApiError::from)?;
+            if let Whereabouts::Absent(owner, _) = self.node.place_of(&wanted).await? {
+                let node = Arc::clone(&self.node);
+                return Ok(long(move |progress| async move {
+                    node.claim_absent(&wanted, &owner, snapshot, progress).await
+                }));
+            }
+        }
         let order = Order::Restore { snapshot };
         self.order(&name, request, order, async |mut peer, request| peer.restore(request).await).await
     }
 
     async fn r#move(&self, request: Request<MoveRequest>) -> Result<Response<Self::MoveStream>, Status> {
+        self.admit(&request).await?;
         let request = request.into_inner();
         let to: NodeName = request.to.parse().map_err(ApiError::from)?;
         let name = request.name.clone();
@@ -129,31 +174,31 @@ impl Control for ControlService {
     }
 
     async fn remove(&self, request: Request<RemoveRequest>) -> Result<Response<Self::RemoveStream>, Status> {
+        self.admit(&request).await?;
         let request = request.into_inner();
         let name = request.name.clone();
         self.order(&name, request, Order::Remove, async |mut peer, request| peer.remove(request).await).await
     }
 
     async fn snapshots(&self, request: Request<SnapshotsRequest>) -> Result<Response<SnapshotsReply>, Status> {
+        self.admit(&request).await?;
         let name: ContainerName = request.into_inner().name.parse().map_err(ApiError::from)?;
         Ok(Response::new(SnapshotsReply { snapshots: status::snapshots(&self.node, &name).await? }))
     }
 
     async fn events(&self, request: Request<EventsRequest>) -> Result<Response<Self::EventsStream>, Status> {
+        self.admit(&request).await?;
         let (sender, receiver) = mpsc::channel(BACKLOG);
         tokio::spawn(forward::events(Arc::clone(&self.node), request.into_inner(), sender));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
     async fn logs(&self, request: Request<LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
+        self.admit(&request).await?;
         let request = request.into_inner();
         let name: ContainerName = request.name.parse().map_err(ApiError::from)?;
-        if let Some(peer) = self.node.owner_elsewhere(&name).await? {
-            let stream = forward::connect(&peer).await?.logs(request).await?.into_inner();
-            return Ok(Response::new(Box::pin(stream)));
-        }
         let (sender, receiver) = mpsc::channel(BACKLOG);
-        tokio::spawn(logs::stream(Arc::clone(&self.node), name, request.follow, sender));
+        tokio::spawn(logs::stream(Arc::clone(&self.node), name, request, sender));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 }

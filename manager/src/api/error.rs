@@ -1,6 +1,6 @@
 //! What can go wrong with a request, and the gRPC code it travels under.
 
-use tonic::Status;
+use tonic::{Code, Status};
 
 use crate::spec::NameError;
 
@@ -26,6 +26,20 @@ impl ApiError {
     /// An error with all its causes, as one sentence.
     pub fn failed(error: &(dyn std::error::Error + 'static)) -> Self {
         ApiError::Failed(crate::chain(error))
+    }
+}
+
+impl ApiError {
+    /// What another manager answered, meaning the same here.
+    pub fn passed_on(status: Status) -> Self {
+        let text = status.message().to_owned();
+        match status.code() {
+            Code::NotFound => ApiError::NotFound(text),
+            Code::InvalidArgument => ApiError::Invalid(text),
+            Code::FailedPrecondition => ApiError::Refused(text),
+            Code::Unavailable => ApiError::Unavailable(text),
+            _ => ApiError::Failed(text),
+        }
     }
 }
 

@@ -1,49 +1,87 @@
 //! Calls passed on to other nodes, and what several nodes know put together.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
-use ha_proto::control::{Event, EventsRequest, control_client::ControlClient};
-use tokio::sync::{broadcast::error::RecvError, mpsc};
+use ha_proto::control::{ApplyRequest, Event, EventsRequest, control_client::ControlClient};
+use tokio::{
+    sync::{broadcast::error::RecvError, mpsc},
+    task::JoinSet,
+};
 use tonic::{
     Status,
     transport::{Channel, Endpoint},
 };
 
 use super::ApiError;
-use crate::{membership::PeerView, node::Node};
+use crate::{
+    membership::PeerView,
+    node::Node,
+    recovery::ProgressSender,
+    spec::{ContainerSpec, ImageRecord, NodeName},
+};
 
 pub type Client = ControlClient<Channel>;
 
 const CONNECT: Duration = Duration::from_secs(2);
+/// A peer that does not answer a ping for this long is gone, and with it every stream from it.
+const ALIVE: Duration = Duration::from_secs(2);
 /// A peer's past events are waited for this long before what the others know is shown without them.
 const PAST: Duration = Duration::from_secs(2);
+/// How often a follower looks for peers that have come.
+const SEEK_EVERY: Duration = Duration::from_millis(300);
+/// A node's events that a follower remembers: more than a node keeps.
+const SHOWN: usize = 8192;
 
 pub async fn connect(peer: &PeerView) -> Result<Client, ApiError> {
     let away =
         |why: String| ApiError::Unavailable(format!("node {} at {} cannot be reached: {why}", peer.name, peer.address));
     let endpoint = Endpoint::from_shared(format!("http://{}", peer.address)).map_err(|err| away(err.to_string()))?;
+    // A node whose power is cut says nothing: without this its followers would wait for it for ever.
+    let endpoint = endpoint.http2_keep_alive_interval(ALIVE).keep_alive_timeout(ALIVE).keep_alive_while_idle(true);
     let channel = endpoint.connect_timeout(CONNECT).connect().await.map_err(|err| away(crate::chain(&err)))?;
     Ok(ControlClient::new(channel))
 }
 
-/// This node's events and, unless `local`, its living peers': the past sorted by time, then what comes.
+/// Has the owner apply what was made ready here: paths of the file mean this node's, and the image is in the store now.
+pub async fn apply(
+    peer: &PeerView,
+    spec: &ContainerSpec,
+    image: &ImageRecord,
+    recreate: bool,
+    progress: &ProgressSender,
+) -> Result<serde_json::Value, ApiError> {
+    let json = |what: serde_json::Result<String>| what.map_err(|err| ApiError::failed(&err));
+    let request = ApplyRequest {
+        spec_json: json(serde_json::to_string(spec))?,
+        image_json: json(serde_json::to_string(image))?,
+        recreate,
+        ..ApplyRequest::default()
+    };
+    let mut stream = connect(peer).await?.apply(request).await.map_err(ApiError::passed_on)?.into_inner();
+    while let Some(step) = stream.message().await.map_err(ApiError::passed_on)? {
+        if step.done {
+            return serde_json::from_str(&step.result_json).map_err(|err| ApiError::failed(&err));
+        }
+        progress.bytes(step.step, step.done_bytes, step.total_bytes);
+    }
+    Err(ApiError::Failed(format!("node {} ended the command without a result", peer.name)))
+}
+
+/// This node's events and, unless `local`, its peers': the past sorted by time, then what comes.
 pub async fn events(node: Arc<Node>, request: EventsRequest, sender: mpsc::Sender<Result<Event, Status>>) {
     let wanted = |event: &Event| request.name.is_empty() || event.container == request.name;
     let (mut past, mut live) = node.events().since_start();
-    let mut peers = Vec::new();
+    let mut shown: HashMap<NodeName, Shown> = HashMap::new();
     if !request.local {
-        for peer in node.living_peers() {
-            let ask = EventsRequest { follow: false, local: true, ..request.clone() };
-            let answer = tokio::time::timeout(PAST, async {
-                let mut stream = connect(&peer).await.ok()?.events(ask).await.ok()?.into_inner();
-                let mut events = Vec::new();
-                while let Ok(Some(event)) = stream.message().await {
-                    events.push(event);
-                }
-                Some(events)
-            });
-            past.extend(answer.await.ok().flatten().unwrap_or_default());
-            peers.push(peer);
+        let peers = node.living_peers();
+        let answers = futures_util::future::join_all(peers.iter().map(|peer| past_of(peer, &request))).await;
+        for (peer, events) in peers.into_iter().zip(answers) {
+            shown.insert(peer.name, Shown::new(&events));
+            past.extend(events);
         }
     }
     past.retain(|event| wanted(event));
@@ -56,12 +94,17 @@ pub async fn events(node: Arc<Node>, request: EventsRequest, sender: mpsc::Sende
     if !request.follow {
         return;
     }
-    for peer in peers {
-        tokio::spawn(follow_peer(peer, request.clone(), sender.clone()));
-    }
+    let peers = async {
+        if request.local {
+            std::future::pending::<()>().await;
+        }
+        follow_peers(&node, &request, shown, &sender).await;
+    };
+    tokio::pin!(peers);
     loop {
         tokio::select! {
             () = sender.closed() => return,
+            () = &mut peers => return,
             event = live.recv() => match event {
                 Ok(event) if wanted(&event) => {
                     if sender.send(Ok(event)).await.is_err() {
@@ -80,15 +123,92 @@ pub async fn events(node: Arc<Node>, request: EventsRequest, sender: mpsc::Sende
     }
 }
 
-/// Passes a peer's new events on for as long as it lives.
-async fn follow_peer(peer: PeerView, request: EventsRequest, sender: mpsc::Sender<Result<Event, Status>>) {
-    let since = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Millis, true);
-    let Ok(mut client) = connect(&peer).await else { return };
-    let Ok(stream) = client.events(EventsRequest { local: true, ..request }).await else { return };
-    let mut stream = stream.into_inner();
-    while let Ok(Some(event)) = stream.message().await {
-        if event.at >= since && sender.send(Ok(event)).await.is_err() {
-            return;
+/// What a peer has seen up to now; nothing when it does not answer in time.
+async fn past_of(peer: &PeerView, request: &EventsRequest) -> Vec<Event> {
+    let ask = EventsRequest { follow: false, local: true, ..request.clone() };
+    let answer = tokio::time::timeout(PAST, async {
+        let mut stream = connect(peer).await.ok()?.events(ask).await.ok()?.into_inner();
+        let mut events = Vec::new();
+        while let Ok(Some(event)) = stream.message().await {
+            events.push(event);
+        }
+        Some(events)
+    });
+    answer.await.ok().flatten().unwrap_or_default()
+}
+
+/// Which of a node's events a reader has had. By what they say, not by when: nodes' clocks differ.
+#[derive(Debug, Default)]
+struct Shown {
+    set: HashSet<Event>,
+    order: VecDeque<Event>,
+}
+
+impl Shown {
+    fn new(events: &[Event]) -> Self {
+        let mut shown = Self::default();
+        for event in events {
+            shown.is_new(event);
+        }
+        shown
+    }
+
+    fn is_new(&mut self, event: &Event) -> bool {
+        if !self.set.insert(event.clone()) {
+            return false;
+        }
+        self.order.push_back(event.clone());
+        if self.order.len() > SHOWN
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.set.remove(&oldest);
+        }
+        true
+    }
+}
+
+/// Passes on what peers see, those too that come or come back later. Returns when the reader is gone.
+async fn follow_peers(
+    node: &Node,
+    request: &EventsRequest,
+    mut shown: HashMap<NodeName, Shown>,
+    sender: &mpsc::Sender<Result<Event, Status>>,
+) {
+    let mut followed: JoinSet<(NodeName, Shown)> = JoinSet::new();
+    let mut busy: HashSet<NodeName> = HashSet::new();
+    while !sender.is_closed() {
+        for peer in node.living_peers() {
+            if busy.insert(peer.name.clone()) {
+                let shown = shown.remove(&peer.name).unwrap_or_default();
+                let ask = EventsRequest { local: true, ..request.clone() };
+                followed.spawn(follow_peer(peer, ask, shown, sender.clone()));
+            }
+        }
+        tokio::time::sleep(SEEK_EVERY).await;
+        while let Some(ended) = followed.try_join_next() {
+            if let Ok((name, had)) = ended {
+                busy.remove(&name);
+                shown.insert(name, had);
+            }
         }
     }
+}
+
+/// As long as the peer answers: what it saw before and is not shown yet, and what it sees.
+async fn follow_peer(
+    peer: PeerView,
+    ask: EventsRequest,
+    mut shown: Shown,
+    sender: mpsc::Sender<Result<Event, Status>>,
+) -> (NodeName, Shown) {
+    let stream = async { connect(&peer).await.ok()?.events(ask).await.ok() };
+    if let Some(stream) = stream.await {
+        let mut stream = stream.into_inner();
+        while let Ok(Some(event)) = stream.message().await {
+            if shown.is_new(&event) && sender.send(Ok(event)).await.is_err() {
+                break;
+            }
+        }
+    }
+    (peer.name, shown)
 }

@@ -39,6 +39,10 @@ impl Peer for PeerService {
     }
 
     async fn take_over(&self, request: Request<TakeOverRequest>) -> Result<Response<TakeOverReply>, Status> {
+        let source = request.remote_addr().map(|address| address.ip());
+        if !matches!(source, Some(ip) if self.node.is_peer_address(ip).await) {
+            return Err(Status::permission_denied("containers are taken over from this cluster's nodes only"));
+        }
         let envelope = request.get_ref().envelope.clone();
         let from = self.membership.caller(&request, envelope)?;
         let request = request.into_inner();
@@ -48,7 +52,10 @@ impl Peer for PeerService {
             id => Some(id.parse::<SnapshotId>().map_err(ApiError::from)?),
         };
         tracing::info!(%from, %container, epoch = request.epoch, "asked to take a container over");
-        let outcome = self.node.take_handed(&container, Epoch(request.epoch), snapshot).await;
+        let node = Arc::clone(&self.node);
+        // In a task of its own: a call that its caller gives up is dropped, and what it has begun must not stay half done.
+        let taking = tokio::spawn(async move { node.take_handed(&container, Epoch(request.epoch), snapshot).await });
+        let outcome = taking.await.map_err(|_| Status::internal("taking the container over was given up"))?;
         let (epoch, error) = match outcome {
             Ok(epoch) => (epoch.0, String::new()),
             Err(error) => (0, error),

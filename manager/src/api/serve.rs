@@ -20,7 +20,10 @@ use tokio::{
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 use tonic::transport::Server;
 
-use super::{control::ControlService, peer::PeerService};
+use super::{
+    control::{Access, ControlService},
+    peer::PeerService,
+};
 use crate::node::Node;
 
 /// A specification may be this large, in bytes.
@@ -65,10 +68,12 @@ pub async fn serve(node: Arc<Node>) -> anyhow::Result<Servers> {
         // An error means that the sender is gone: the same.
         let _ = stopped.wait_for(|stop| *stop).await;
     };
-    let control = ControlServer::new(ControlService { node: Arc::clone(&node) }).max_decoding_message_size(CONTROL_MAX);
+    let control = |access| {
+        ControlServer::new(ControlService { node: Arc::clone(&node), access }).max_decoding_message_size(CONTROL_MAX)
+    };
     let peers = PeerServer::new(PeerService::new(Arc::clone(&node))).max_decoding_message_size(peer::MAX_MESSAGE);
-    let local = Server::builder().add_service(control.clone());
-    let remote = Server::builder().tcp_nodelay(true).add_service(peers).add_service(control);
+    let local = Server::builder().add_service(control(Access::Root));
+    let remote = Server::builder().tcp_nodelay(true).add_service(peers).add_service(control(Access::Peers));
     let tasks = vec![
         tokio::spawn(local.serve_with_incoming_shutdown(UnixListenerStream::new(unix), wait(stopped.clone()))),
         tokio::spawn(remote.serve_with_incoming_shutdown(TcpListenerStream::new(tcp), wait(stopped))),

@@ -7,8 +7,8 @@ use ha_proto::control::{ContainerStatus, NodeStatus, SnapshotInfo, StatusReply, 
 
 use super::{ApiError, forward};
 use crate::{
-    node::Node,
-    ownership,
+    node::{Node, claim_advice},
+    ownership::{self, Owner},
     recovery::ContainerView,
     snapshot::{self, Manifest, SnapshotHealth, SnapshotKind},
     spec::{ContainerName, MountSource, StateKind},
@@ -92,11 +92,23 @@ async fn add_absent(node: &Node, reply: &mut StatusReply) {
             phase: "unknown".into(),
             state: state_name(content.spec.state).into(),
             image: content.spec.image.clone(),
-            notes: vec!["no living node speaks for it".into()],
+            notes: vec![absent_note(node, name, owner)],
             ..ContainerStatus::default()
         });
     }
     reply.containers.extend(absent);
+}
+
+fn absent_note(node: &Node, name: &ContainerName, owner: Option<&Owner>) -> String {
+    let Some(owner) = owner else {
+        return format!("nobody runs it: its start was interrupted; apply it again, or `ha-manager rm {name}`");
+    };
+    match node.absence(&owner.node) {
+        Some(why) => claim_advice(name, owner, why),
+        None => {
+            format!("node {} does not speak for it just now; it is being begun, handed over or removed", owner.node)
+        }
+    }
 }
 
 fn container(view: &ContainerView) -> ContainerStatus {

@@ -49,8 +49,8 @@ pub enum Command {
     Doctor(Doctor),
     /// Print the completions for a shell.
     Completions { shell: clap_complete::Shell },
-    /// Print the manual page.
-    Man,
+    /// Print the manual page, of the program or of one of its commands.
+    Man { command: Option<String> },
 }
 
 #[derive(Debug, Args)]
@@ -104,6 +104,10 @@ pub struct Restore {
     /// The snapshot, as `snapshots` lists it; the newest healthy one when not given.
     #[arg(long, value_name = "ID")]
     pub snapshot: Option<String>,
+    /// Claim the container for this node when its owner is dead or its manager stopped: what it did since the snapshot is
+    /// lost. Refused while anything answers at the container's address.
+    #[arg(long)]
+    pub force: bool,
 }
 
 #[derive(Debug, Args)]
@@ -128,6 +132,9 @@ pub struct Events {
 #[derive(Debug, Args)]
 pub struct Logs {
     pub name: String,
+    /// Show each line with its time and stream (stdout, stderr, or agent for what ha-agent says).
+    #[arg(long, short)]
+    pub timestamps: bool,
     #[arg(long, short)]
     pub follow: bool,
 }

@@ -14,14 +14,21 @@ use tonic::{
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
     #[error(
-        "cannot reach the manager at {path}: {source}. Is `ha-manager run` running here, and are you root? \
+        "cannot reach the manager at {path}: {why}. Is `ha-manager run` running here, and are you root? \
          (--socket names another one)"
     )]
-    Unreachable { path: String, source: tonic::transport::Error },
+    Unreachable { path: String, why: String },
     #[error("{}", .0.message())]
-    Refused(#[from] Status),
+    Refused(Status),
+    #[error(
+        "the connection to the manager was lost: {0}. Containers go on; see `ha-manager events` once it runs again"
+    )]
+    Lost(String),
     #[error("{0}")]
     Input(String),
+    /// The command line says something that no definition of it could refuse.
+    #[error("{0}")]
+    Usage(String),
     #[error("{what}: {source}")]
     Io { what: String, source: std::io::Error },
     #[error("the checks failed; each line above says what to do")]
@@ -32,7 +39,8 @@ impl CliError {
     /// The process exit code; the list is in the command's help.
     pub fn exit_code(&self) -> u8 {
         match self {
-            CliError::Unreachable { .. } => 3,
+            CliError::Usage(_) => 2,
+            CliError::Unreachable { .. } | CliError::Lost(_) => 3,
             CliError::Refused(status) => match status.code() {
                 Code::NotFound => 4,
                 Code::FailedPrecondition | Code::AlreadyExists | Code::InvalidArgument => 5,
@@ -41,6 +49,25 @@ impl CliError {
             CliError::Input(_) | CliError::Io { .. } | CliError::Unfit => 1,
         }
     }
+}
+
+impl From<Status> for CliError {
+    /// A status the manager sent has no cause on this side; one that the connection's end made has.
+    fn from(status: Status) -> Self {
+        match std::error::Error::source(&status) {
+            Some(cause) => CliError::Lost(root_cause(cause)),
+            None => CliError::Refused(status),
+        }
+    }
+}
+
+/// What the system said: the layers above it only say that a transport failed.
+fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
 }
 
 pub async fn connect(socket: &Path) -> Result<ControlClient<Channel>, CliError> {
@@ -53,6 +80,6 @@ pub async fn connect(socket: &Path) -> Result<ControlClient<Channel>, CliError> 
     let channel = Endpoint::from_static("http://localhost")
         .connect_with_connector(connector)
         .await
-        .map_err(|source| CliError::Unreachable { path: socket.display().to_string(), source })?;
+        .map_err(|error| CliError::Unreachable { path: socket.display().to_string(), why: root_cause(&error) })?;
     Ok(ControlClient::new(channel))
 }

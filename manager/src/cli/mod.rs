@@ -35,7 +35,8 @@ pub async fn execute(cli: Cli) -> Result<(), CliError> {
         }
         Command::Snapshots(args) => snapshots(socket, args).await,
         Command::Restore(args) => {
-            let request = RestoreRequest { name: args.name, snapshot: args.snapshot.unwrap_or_default() };
+            let request =
+                RestoreRequest { name: args.name, snapshot: args.snapshot.unwrap_or_default(), force: args.force };
             let stream = client::connect(socket).await?.restore(request).await?;
             finish(progress::follow(stream.into_inner()).await?)
         }
@@ -59,12 +60,25 @@ pub async fn execute(cli: Cli) -> Result<(), CliError> {
             clap_complete::generate(shell, &mut Cli::command(), "ha-manager", &mut stdout());
             Ok(())
         }
-        Command::Man => {
-            let page = clap_mangen::Man::new(Cli::command());
-            page.render(&mut stdout())
-                .map_err(|source| CliError::Io { what: "cannot write the manual page".into(), source })
-        }
+        Command::Man { command } => manual(command.as_deref()),
     }
+}
+
+/// The page of the program, or of one command.
+fn manual(command: Option<&str>) -> Result<(), CliError> {
+    let mut program = Cli::command();
+    program.build();
+    let described = match command {
+        None => program,
+        Some(name) => program
+            .find_subcommand(name)
+            .cloned()
+            .ok_or_else(|| CliError::Usage(format!("there is no command {name}; `ha-manager --help` lists them")))?,
+    };
+    let mut page = Vec::new();
+    let rendered = clap_mangen::Man::new(described).render(&mut page);
+    rendered.map_err(|source| CliError::Io { what: "cannot write the manual page".into(), source })?;
+    print(String::from_utf8_lossy(&page).trim_end())
 }
 
 /// Prints a command's result, a JSON object; `message` in it is the sentence for people.
@@ -115,7 +129,12 @@ async fn apply(socket: &Path, args: args::Apply) -> Result<(), CliError> {
     let mut manager = client::connect(socket).await?;
     for spec in file.containers {
         let spec_json = serde_json::to_string(&spec).map_err(|err| CliError::Input(err.to_string()))?;
-        let request = ApplyRequest { spec_json, base_dir: base.display().to_string(), recreate: args.recreate };
+        let request = ApplyRequest {
+            spec_json,
+            base_dir: base.display().to_string(),
+            recreate: args.recreate,
+            ..ApplyRequest::default()
+        };
         let stream = manager.apply(request).await?;
         finish(progress::follow(stream.into_inner()).await?)?;
     }
@@ -174,11 +193,12 @@ impl From<Event> for EventJson {
 }
 
 async fn logs(socket: &Path, args: args::Logs) -> Result<(), CliError> {
-    let request = LogsRequest { name: args.name, follow: args.follow };
+    let request = LogsRequest { name: args.name, follow: args.follow, ..LogsRequest::default() };
     let mut stream = client::connect(socket).await?.logs(request).await?.into_inner();
     while let Some(chunk) = stream.message().await? {
         let mut out = stdout().lock();
-        if out.write_all(&chunk.data).and_then(|()| out.flush()).is_err() {
+        let text = if args.timestamps { chunk.data } else { view::plain_log(&chunk.data) };
+        if out.write_all(&text).and_then(|()| out.flush()).is_err() {
             break;
         }
     }

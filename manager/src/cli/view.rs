@@ -120,9 +120,32 @@ pub fn event(event: &Event) -> String {
     format!("{} {}{subject} {}: {}", event.at, event.node, event.kind, event.message)
 }
 
+/// Records of a log (docs/agent.md) as the program wrote them: no times, and the pieces of a long line in one.
+pub fn plain_log(records: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(records.len());
+    for record in records.split_inclusive(|byte| *byte == b'\n') {
+        let mut fields = record.splitn(4, |byte| *byte == b' ');
+        match (fields.next(), fields.next(), fields.next(), fields.next()) {
+            (Some(_), Some(b"stdout" | b"stderr" | b"agent"), Some(b"P"), Some(text)) => {
+                out.extend_from_slice(text.strip_suffix(b"\n").unwrap_or(text));
+            }
+            (Some(_), Some(b"stdout" | b"stderr" | b"agent"), Some(b"F"), Some(text)) => out.extend_from_slice(text),
+            // What the manager put in between.
+            _ => out.extend_from_slice(record),
+        }
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_log_is_shown_as_it_was_written() {
+        let records = b"T stdout F one\nT stderr P tw\nT stderr F o  o\n-- lines are missing here --\nT stdout F \n";
+        assert_eq!(plain_log(records), b"one\ntwo  o\n-- lines are missing here --\n\n");
+    }
 
     #[test]
     fn columns_line_up_and_empty_cells_show() {

@@ -10,8 +10,8 @@ use crate::{
     api::ApiError,
     image,
     ownership::{self, Claim, Claimant},
-    recovery::{Begin, Command, Order, ProgressSender},
-    spec::{ContainerName, ContainerSpec, Epoch, MountSource},
+    recovery::{Begin, Command, Order, Phase, ProgressSender},
+    spec::{ContainerName, ContainerSpec, Epoch, ImageRecord},
     store::{
         StoreError,
         apps::{self, App, AppContent, PutApp},
@@ -19,28 +19,57 @@ use crate::{
 };
 
 impl Node {
+    /// What of a specification means this node and its files: the image goes into the store.
+    pub async fn prepare(
+        &self,
+        spec: ContainerSpec,
+        base_dir: PathBuf,
+        progress: &ProgressSender,
+    ) -> Result<(ContainerSpec, ImageRecord), ApiError> {
+        self.check_address(&spec)?;
+        progress.step(format!("{}: making the image {} ready", spec.name, spec.image));
+        let image = self.import(&spec, &base_dir, progress).await?;
+        Ok((spec, image))
+    }
+
     /// Registers and starts a container, or takes over what changed of one that runs here.
     pub async fn apply(
         self: &Arc<Self>,
-        mut spec: ContainerSpec,
-        base_dir: PathBuf,
+        spec: ContainerSpec,
+        image: ImageRecord,
         recreate: bool,
         progress: ProgressSender,
     ) -> Result<Value, ApiError> {
         let name = spec.name.clone();
-        resolve_binds(&mut spec, &base_dir);
         self.check_address(&spec)?;
+        if !self.has(&name) {
+            self.not_being_begun(&name).await?;
+        }
         let newest = apps::newest(&self.ctx.store, &name).await.map_err(unavailable)?;
         let generation = newest.as_ref().map_or(0, |app| app.generation);
         let old = newest.and_then(|app| app.content);
-        progress.step(format!("{name}: making the image {} ready", spec.image));
-        let image = self.import(&spec, &base_dir, &progress).await?;
         let content = AppContent { spec, image };
         if let Some(old) = old {
-            if old == content && self.has(&name) {
+            let view = self.view(&name);
+            let never_ran = match &view {
+                Some(view) if view.phase == Phase::Failed => self.has_no_snapshot(&name).await?,
+                _ => false,
+            };
+            if let Some(view) = view.filter(|view| !never_ran && matches!(view.phase, Phase::Failed | Phase::Stopped))
+                && !recreate
+            {
+                let why = view.failure.unwrap_or_default();
+                return Err(ApiError::Refused(format!(
+                    "{name} is {}: {why}. `ha-manager restore {name}` puts it back to its last snapshot; apply with --recreate \
+                     begins it anew",
+                    view.phase.as_str()
+                )));
+            }
+            let recreate = recreate || never_ran;
+            if old == content && self.has(&name) && !recreate {
                 return Ok(json!({"message": format!("{name} is unchanged"), "changed": false}));
             }
-            if self.has(&name) && only_policy_differs(&old, &content) {
+            if self.has(&name) && !never_ran && only_policy_differs(&old, &content) {
                 let app = self.register(generation, content).await?;
                 self.tell(&app).await;
                 return Ok(json!({"message": format!("{name} updated; it goes on running"), "changed": true}));
@@ -73,6 +102,20 @@ impl Node {
         let store = &self.ctx.store;
         let held = ownership::current(store, &name).await.map_err(|err| ApiError::Unavailable(crate::chain(&err)))?;
         let claimant = Claimant::new(self.name().clone());
+        let held = match held {
+            // A removal that was interrupted: what was committed then must not count for this container.
+            Some(owner) if !owner.released => match ownership::release(store, &name, owner.epoch, &claimant).await {
+                Ok(Claim::Won(owner)) => Some(owner),
+                Ok(Claim::Lost(other)) => {
+                    return Err(ApiError::Refused(format!(
+                        "{name} was started on node {} at the same time",
+                        other.node
+                    )));
+                }
+                Err(err) => return Err(ApiError::failed(&err)),
+            },
+            held => held,
+        };
         let expected: Option<Epoch> = held.map(|owner| owner.epoch);
         let claim = ownership::claim(store, &name, expected, &claimant).await.map_err(|err| ApiError::failed(&err))?;
         let owner = match claim {
@@ -91,12 +134,18 @@ impl Node {
             .map_err(|_| ApiError::Failed(format!("{name}: the start was given up; see `ha-manager events {name}`")))?
     }
 
+    /// True when nothing would be lost by beginning anew.
+    async fn has_no_snapshot(&self, name: &ContainerName) -> Result<bool, ApiError> {
+        let known = crate::snapshot::list_valid(&self.ctx.store, name).await;
+        Ok(known.map_err(|error| ApiError::Unavailable(crate::chain(&error)))?.is_empty())
+    }
+
     async fn import(
         &self,
         spec: &ContainerSpec,
         base_dir: &std::path::Path,
         progress: &ProgressSender,
-    ) -> Result<crate::spec::ImageRecord, ApiError> {
+    ) -> Result<ImageRecord, ApiError> {
         let source = image::classify(&spec.image, base_dir).map_err(|err| ApiError::Invalid(crate::chain(&err)))?;
         let options = image::ImportOptions::new(self.ctx.config.state_dir.join("import"));
         let (shown, name) = (progress.clone(), spec.name.clone());
@@ -149,6 +198,13 @@ impl Node {
         let deadline = std::time::Instant::now() + PATIENCE;
         loop {
             let status = crate::api::gather_status(self, false).await;
+            let known = status.containers.iter().find(|container| container.name == needed.as_str());
+            if known.is_none_or(|container| matches!(container.phase.as_str(), "failed" | "stopped" | "unknown")) {
+                let what = known.map_or("is not there".to_owned(), |container| format!("is {}", container.phase));
+                return Err(ApiError::Refused(format!(
+                    "{needed}, which this container depends on, {what}: bring it up first (`ha-manager status`)"
+                )));
+            }
             let ready = status.containers.iter().any(|container| {
                 container.name == needed.as_str()
                     && container.phase == "running"
@@ -163,17 +219,6 @@ impl Node {
                 )));
             }
             tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-        }
-    }
-}
-
-/// Host binds are written relative to the Compose file.
-fn resolve_binds(spec: &mut ContainerSpec, base_dir: &std::path::Path) {
-    for mount in &mut spec.mounts {
-        if let MountSource::HostBind { path } = &mut mount.source
-            && path.is_relative()
-        {
-            *path = base_dir.join(&*path);
         }
     }
 }

@@ -9,6 +9,7 @@
 
 mod agent;
 mod apply;
+mod claim;
 mod ctx;
 mod events;
 mod lock;
@@ -19,6 +20,7 @@ mod watch;
 
 use std::{
     collections::HashMap,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -40,6 +42,7 @@ use crate::{
         apps::{self, App, AppContent},
     },
 };
+pub use claim::{Absence, Whereabouts, advice as claim_advice};
 
 /// This node and the containers it owns.
 pub struct Node {
@@ -65,11 +68,34 @@ impl Node {
         peers
     }
 
+    /// Whether a connection from there may be a peer's. An address is no proof; it keeps out whoever is merely in reach.
+    pub async fn is_peer_address(&self, from: IpAddr) -> bool {
+        let from = from.to_canonical();
+        for peer in self.ctx.membership.peers() {
+            let matches = match peer.address.parse::<SocketAddr>() {
+                Ok(address) => address.ip().to_canonical() == from,
+                // A name; one that cannot be looked up matches nobody.
+                Err(_) => tokio::net::lookup_host(&peer.address)
+                    .await
+                    .is_ok_and(|mut found| found.any(|address| address.ip().to_canonical() == from)),
+            };
+            if matches {
+                return true;
+            }
+        }
+        false
+    }
+
     /// What this node runs.
     pub fn views(&self) -> Vec<ContainerView> {
         let mut views: Vec<_> = self.actors().values().map(|actor| actor.view.get()).collect();
         views.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
         views
+    }
+
+    /// A container of this node, as its actor last described it.
+    pub fn view(&self, name: &ContainerName) -> Option<ContainerView> {
+        self.actors().get(name).map(|actor| actor.view.get())
     }
 
     pub fn has(&self, name: &ContainerName) -> bool {
@@ -90,28 +116,48 @@ impl Node {
         *self.problems.lock().unwrap_or_else(PoisonError::into_inner) = problems;
     }
 
-    /// The peer that owns a container; `None` when it is this node's.
+    /// The peer that owns a container and answers for it; `None` when it is this node's, or nobody's.
     ///
     /// # Errors
-    /// There is no such container, or its owner is not reachable.
+    /// Its owner is dead, has stopped its manager, or was never heard of: with what can be done about it.
     pub async fn owner_elsewhere(&self, name: &ContainerName) -> Result<Option<PeerView>, ApiError> {
+        match self.place_of(name).await? {
+            Whereabouts::Peer(peer) => Ok(Some(peer)),
+            Whereabouts::Absent(owner, why) => Err(ApiError::Refused(claim::advice(name, &owner, why))),
+            Whereabouts::Here => Ok(None),
+        }
+    }
+
+    /// Why a node does not answer, if it does not; never for this node.
+    pub fn absence(&self, node: &NodeName) -> Option<Absence> {
+        if node == self.name() {
+            return None;
+        }
+        match self.ctx.membership.peers().into_iter().find(|peer| peer.name == *node).map(|peer| peer.liveness) {
+            None => Some(Absence::Unheard),
+            Some(Liveness::Alive | Liveness::Suspect) => None,
+            Some(Liveness::Dead) => Some(Absence::Dead),
+            Some(Liveness::Left) => Some(Absence::Left),
+        }
+    }
+
+    /// Who answers for a container.
+    pub async fn place_of(&self, name: &ContainerName) -> Result<Whereabouts, ApiError> {
         if self.has(name) {
-            return Ok(None);
+            return Ok(Whereabouts::Here);
         }
         let owner =
             ownership::current(&self.ctx.store, name).await.map_err(|err| ApiError::Unavailable(crate::chain(&err)))?;
         match owner {
             Some(owner) if !owner.released && owner.node != *self.name() => {
-                let peers = self.ctx.membership.peers();
-                let peer = peers.into_iter().find(|peer| peer.name == owner.node);
-                peer.map(Some).ok_or_else(|| {
-                    ApiError::Unavailable(format!(
-                        "{name} belongs to node {}, which this node has not heard of",
-                        owner.node
-                    ))
+                let peers = self.living_peers();
+                Ok(match (self.absence(&owner.node), peers.into_iter().find(|peer| peer.name == owner.node)) {
+                    (Some(why), _) => Whereabouts::Absent(owner, why),
+                    (None, Some(peer)) => Whereabouts::Peer(peer),
+                    (None, None) => Whereabouts::Absent(owner, Absence::Dead),
                 })
             }
-            _ => Ok(None),
+            _ => Ok(Whereabouts::Here),
         }
     }
 
@@ -124,6 +170,7 @@ impl Node {
     ) -> Result<serde_json::Value, ApiError> {
         let inbox = self.actors().get(name).map(|actor| actor.inbox.clone());
         let Some(inbox) = inbox else {
+            self.not_being_begun(name).await?;
             return match order {
                 Order::Remove => self.remove_ownerless(name).await,
                 _ => Err(ApiError::NotFound(format!("there is no container {name}; `ha-manager status` lists them"))),
@@ -135,12 +182,28 @@ impl Node {
         outcome.await.map_err(|_| gone())?
     }
 
+    /// A container of this node that nobody works on yet: the manager has just been started, or its task is to be begun
+    /// again. Taken for nobody's, its snapshots would be deleted.
+    async fn not_being_begun(&self, name: &ContainerName) -> Result<(), ApiError> {
+        let owner =
+            ownership::current(&self.ctx.store, name).await.map_err(|err| ApiError::Unavailable(crate::chain(&err)))?;
+        if owner.is_some_and(|owner| !owner.released && owner.node == *self.name()) && !self.has(name) {
+            return Err(ApiError::Unavailable(format!(
+                "{name} is just being begun on this node; try again in some seconds"
+            )));
+        }
+        Ok(())
+    }
+
     /// Removes a container that is described but that nobody runs: its owner is gone, or its start never succeeded.
     async fn remove_ownerless(&self, name: &ContainerName) -> Result<serde_json::Value, ApiError> {
         let store = &self.ctx.store;
         let unavailable = |err: &(dyn std::error::Error + 'static)| ApiError::Unavailable(crate::chain(err));
         let app = apps::newest(store, name).await.map_err(|err| unavailable(&err))?;
-        let Some(app) = app.filter(|app| app.content.is_some()) else {
+        let owner = ownership::current(store, name).await.map_err(|err| unavailable(&err))?;
+        // One that is still owned was being removed when the store went away.
+        let owned = owner.is_some_and(|owner| !owner.released);
+        let Some(app) = app.filter(|app| app.content.is_some() || owned) else {
             return Err(ApiError::NotFound(format!("there is no container {name}; `ha-manager status` lists them")));
         };
         recovery::forget(&self.ctx, name, app.generation, None).await?;

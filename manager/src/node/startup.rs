@@ -186,15 +186,19 @@ fn machine_nonce(state_dir: &Path) -> anyhow::Result<String> {
 impl Node {
     /// Lets go of all containers and leaves them running.
     async fn let_go(&self) {
+        const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);
         let handles: Vec<_> = self.actors().drain().collect();
-        for (_, handle) in &handles {
-            // An actor that has ended has let go already.
-            let _ = handle.inbox.send(Command::Shutdown).await;
-        }
-        for (name, handle) in handles {
-            if tokio::time::timeout(std::time::Duration::from_secs(20), handle.task).await.is_err() {
-                tracing::warn!(container = %name, "its work did not end in 20 s and is given up");
+        // All at once: one that is busy must not cost the others their time.
+        let ends = handles.into_iter().map(|(name, handle)| async move {
+            let end = async {
+                // An actor that has ended has let go already.
+                let _ = handle.inbox.send(Command::Shutdown).await;
+                handle.task.await
+            };
+            if tokio::time::timeout(PATIENCE, end).await.is_err() {
+                tracing::warn!(container = %name, "its work did not end in {PATIENCE:?} and is given up");
             }
-        }
+        });
+        futures_util::future::join_all(ends).await;
     }
 }

@@ -72,6 +72,11 @@ impl Node {
         let turn = order.iter().position(|node| node == self.name()).unwrap_or(order.len());
         if turn > 0 {
             tokio::time::sleep(STAGGER * u32::try_from(turn).unwrap_or(u32::MAX)).await;
+            let peers = self.ctx.membership.peers();
+            if peers.iter().any(|peer| peer.name == owner.node && peer.liveness != Liveness::Dead) {
+                // It was heard again in the meantime.
+                return;
+            }
         }
         // Asked after the wait too: a loss of the carrier is what peers are held for dead on.
         if let Some(why) = self.uplink.cut_off(Instant::now()) {
@@ -111,7 +116,7 @@ impl Node {
     }
 
     /// Claims the epoch after `epoch` and settles what may be restored. The error says who won instead.
-    async fn win(&self, name: &ContainerName, epoch: Epoch) -> Result<Owner, String> {
+    pub(super) async fn win(&self, name: &ContainerName, epoch: Epoch) -> Result<Owner, String> {
         let claimant = Claimant::new(self.name().clone());
         let store = &self.ctx.store;
         // The same claimant again after a lost answer: a claim that stands is recognised.

@@ -15,7 +15,7 @@ use crate::{
     membership::{Event, Liveness},
     ownership::{self, Owner},
     recovery::Command,
-    spec::{ContainerName, NodeName},
+    spec::{ContainerName, ImageRecord, NodeName},
     store::{
         StoreError,
         apps::{self, App},
@@ -27,14 +27,16 @@ const SCAN_EVERY: Duration = Duration::from_secs(2);
 /// A node named as an owner but never heard of is waited for this long after the start before it counts as dead.
 const STRANGER_GRACE: Duration = Duration::from_secs(15);
 
+/// An image that could not be fetched is tried again after this long.
+const FETCH_AGAIN: Duration = Duration::from_secs(20);
+
 /// After so many looks in which nobody here works on a container of this node's, it is begun again.
 const IDLE_SCANS: u32 = 5;
 
 /// What one look remembers for the next.
 struct Seen {
     started: Instant,
-    /// Digests of layers that are on this node.
-    ready: HashSet<String>,
+    prefetch: Prefetch,
     idle: HashMap<ContainerName, u32>,
 }
 
@@ -101,7 +103,7 @@ fn report(node: &Node, event: &Event) {
 async fn follow_store(node: Arc<Node>) {
     let started = Instant::now();
     let mut away_since: Option<Instant> = None;
-    let mut seen = Seen { started, ready: HashSet::new(), idle: HashMap::new() };
+    let mut seen = Seen { started, prefetch: Prefetch::default(), idle: HashMap::new() };
     loop {
         match scan(&node, &mut seen).await {
             Ok(()) => {
@@ -137,7 +139,7 @@ async fn scan(node: &Arc<Node>, seen: &mut Seen) -> Result<(), StoreError> {
         node.ctx.membership.peers().into_iter().map(|peer| (peer.name, peer.liveness)).collect();
     for (name, app) in apps {
         let Ok(app @ App { content: Some(content), .. }) = &app else { continue };
-        prefetch(node, &content.image, &mut seen.ready).await;
+        seen.prefetch.want(node, &content.image).await;
         let Some(owner) = owners.get(&name).filter(|owner| !owner.released) else { continue };
         if node.has(&name) {
             seen.idle.remove(&name);
@@ -168,18 +170,51 @@ async fn scan(node: &Arc<Node>, seen: &mut Seen) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Brings an image's layers here ahead of need, so that a takeover does not wait for them.
-async fn prefetch(node: &Node, image: &crate::spec::ImageRecord, ready: &mut HashSet<String>) {
-    if image.layers.iter().all(|layer| ready.contains(&layer.digest)) {
-        return;
-    }
-    match image::ensure(image, &node.ctx.store, &node.ctx.layers_dir(), &image::Limits::default(), &image::silent())
-        .await
-    {
-        Ok(_) => ready.extend(image.layers.iter().map(|layer| layer.digest.clone())),
-        Err(error) => {
-            tracing::warn!(image = image.reference, error = crate::chain(&error), "cannot be fetched ahead of need")
+/// Brings images' layers here ahead of need, so that a takeover does not wait for them. One image at a time and beside the
+/// scan, which has to notice a later owner within seconds, however long a download takes.
+#[derive(Default)]
+struct Prefetch {
+    /// Digests of layers that are on this node.
+    ready: HashSet<String>,
+    under_way: Option<JoinHandle<Vec<String>>>,
+    /// When each image was last tried: one that fails must not keep the others from their turn.
+    tried: HashMap<String, Instant>,
+}
+
+impl Prefetch {
+    async fn want(&mut self, node: &Arc<Node>, image: &ImageRecord) {
+        if let Some(task) = self.under_way.take_if(|task| task.is_finished()) {
+            self.ready.extend(task.await.unwrap_or_default());
         }
+        if self.under_way.is_some() || image.layers.iter().all(|layer| self.ready.contains(&layer.digest)) {
+            return;
+        }
+        self.tried.retain(|_, at| at.elapsed() < FETCH_AGAIN);
+        if self.tried.contains_key(&image.reference) {
+            return;
+        }
+        self.tried.insert(image.reference.clone(), Instant::now());
+        let (ctx, image) = (Arc::clone(&node.ctx), image.clone());
+        self.under_way = Some(tokio::spawn(async move {
+            let (limits, silent) = (image::Limits::default(), image::silent());
+            match image::ensure(&image, &ctx.store, &ctx.layers_dir(), &limits, &silent).await {
+                Ok(_) => image.layers.into_iter().map(|layer| layer.digest).collect(),
+                Err(error) => {
+                    tracing::warn!(
+                        image = image.reference,
+                        error = crate::chain(&error),
+                        "cannot be fetched ahead of need"
+                    );
+                    Vec::new()
+                }
+            }
+        }));
+    }
+}
+
+impl Drop for Prefetch {
+    fn drop(&mut self) {
+        self.under_way.iter().for_each(JoinHandle::abort);
     }
 }
 

@@ -60,6 +60,11 @@ pub struct Situation {
     pub snapshots: Vec<KnownSnapshot>,
     /// Restarts on this node in the last ten minutes.
     pub recent_restarts: u32,
+    /// Restores from an older snapshot on this node in the last ten minutes. Each goes one further back than the one before: a
+    /// state that ends whatever is made of it is not tried for ever.
+    pub recent_older: u32,
+    /// Cold starts on this node in the last ten minutes.
+    pub recent_cold_starts: u32,
     /// Changes of owner in the last ten minutes. They bound how often two nodes hand a broken container back and forth.
     pub recent_failovers: u32,
     /// Peers that are alive, best first.
@@ -95,9 +100,13 @@ pub fn plan(policy: &RecoveryPolicy, situation: &Situation) -> Vec<Attempt> {
                 }
             }
             RecoveryStep::OlderSnapshot { max } => {
-                let older = snapshots.iter().skip(1).take(max as usize).filter(|_| situation.stateful);
+                let (gone, left) = (situation.recent_older, max.saturating_sub(situation.recent_older));
+                let older = snapshots.iter().skip(1).skip(gone as usize).take(left as usize);
+                let older = older.filter(|_| situation.stateful);
                 attempts.extend(older.map(|id| Attempt::Here { from: Source::Snapshot(*id), step }));
             }
+            // What has no state loses nothing by beginning again and again; the agent's back-off paces it.
+            RecoveryStep::ColdStart if situation.stateful && situation.recent_cold_starts > 0 => {}
             RecoveryStep::ColdStart => attempts.push(Attempt::Here { from: Source::Image, step }),
         }
     }
@@ -121,6 +130,8 @@ mod tests {
             stateful: true,
             snapshots: vec![snap(3, false), snap(2, true), snap(1, true)],
             recent_restarts: 0,
+            recent_older: 0,
+            recent_cold_starts: 0,
             recent_failovers: 0,
             peers: vec!["b".parse().unwrap()],
         }
@@ -175,11 +186,28 @@ mod tests {
         assert_eq!(sources(&plan(&RecoveryPolicy::stateful_default(), &bounced)), ["e1-1"]);
     }
 
+    #[test]
+    fn older_states_and_cold_starts_run_out_too() {
+        let mut broken = situation(Scope::Process);
+        broken.snapshots = (1..=4).rev().map(|seq| snap(seq, true)).collect();
+        (broken.recent_restarts, broken.recent_failovers) = (3, 2);
+        let mut policy = RecoveryPolicy::stateful_default();
+        policy.steps.push(RecoveryStep::ColdStart);
+        let mut next = |older, cold| {
+            (broken.recent_older, broken.recent_cold_starts) = (older, cold);
+            sources(&plan(&policy, &broken))
+        };
+        assert_eq!(next(0, 0), ["e1-3", "e1-2", "image"]);
+        assert_eq!(next(1, 0), ["e1-2", "image"]);
+        assert_eq!(next(2, 0), ["image"]);
+        assert_eq!(next(2, 1), Vec::<String>::new());
+    }
+
     proptest! {
         #[test]
         fn no_plan_restores_an_unhealthy_snapshot_or_exceeds_its_limits(
             healthy in prop::collection::vec(any::<bool>(), 0..8), restarts in 0u32..10, failovers in 0u32..10,
-            max in 0u32..6, older in 0u32..6, node in any::<bool>(), stateful in any::<bool>(),
+            max in 0u32..6, older in 0u32..6, olders in 0u32..6, node in any::<bool>(), stateful in any::<bool>(),
         ) {
             let count = healthy.len() as u64;
             let snapshots: Vec<_> = healthy.iter().zip(0..).map(|(h, i)| snap(count - i, *h)).collect();
@@ -188,7 +216,7 @@ mod tests {
             ] };
             let got = plan(&policy, &Situation {
                 scope: if node { Scope::Node } else { Scope::Container }, stateful, snapshots: snapshots.clone(),
-                recent_restarts: restarts, recent_failovers: failovers, peers: vec![],
+                recent_restarts: restarts, recent_older: olders, recent_cold_starts: 0, recent_failovers: failovers, peers: vec![],
             });
             let mut by_restart = 0;
             let mut by_older = 0;
@@ -204,7 +232,7 @@ mod tests {
                     Source::Image => prop_assert!(!stateful || snapshots.is_empty(), "state thrown away: {got:?}"),
                 }
             }
-            prop_assert!(by_restart <= max.saturating_sub(restarts) && by_older <= older);
+            prop_assert!(by_restart <= max.saturating_sub(restarts) && by_older <= older.saturating_sub(olders));
         }
     }
 }

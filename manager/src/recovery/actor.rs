@@ -1,7 +1,6 @@
 //! One container's actor: what wakes it and what it then does. The states are drawn in the room's documentation.
 
 use std::{
-    collections::VecDeque,
     ops::ControlFlow,
     sync::Arc,
     time::{Duration, Instant},
@@ -31,12 +30,16 @@ use crate::{
     ownership::Owner,
     policy::{Schedule, Scope},
     snapshot::{NetworkIdentity, SnapshotKind},
-    spec::{ContainerName, RestartPolicy, SnapshotId, StateKind},
+    spec::{ContainerName, RecoveryStep, RestartPolicy, SnapshotId, StateKind},
     store::apps::{App, AppContent},
 };
 
 /// How often the agent is asked whether it is there.
 const PING_EVERY: Duration = Duration::from_secs(1);
+/// What is being packed and uploaded when the manager ends is waited for this long.
+const PACK_PATIENCE: Duration = Duration::from_secs(10);
+/// What an agent said before it ended arrives within this time, or was never said.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 /// Restarts are counted over this long, as the `recovery` annotation documents.
 pub(super) const RESTART_WINDOW: Duration = Duration::from_secs(600);
 
@@ -54,6 +57,12 @@ pub enum Begin {
     },
     /// Handed over by its owner: this snapshot and no other.
     Handed { snapshot: Option<SnapshotId>, reply: oneshot::Sender<Result<(), String>> },
+    /// Claimed by its operator from an owner that does not answer.
+    Claimed {
+        snapshot: Option<SnapshotId>,
+        progress: ProgressSender,
+        reply: oneshot::Sender<Result<serde_json::Value, ApiError>>,
+    },
     /// The manager was restarted and finds its copy.
     Adopt(Box<LocalRecord>),
 }
@@ -94,21 +103,32 @@ pub(super) struct Actor {
     pub schedule: Option<Schedule>,
     pub uploads: Uploads,
     /// Held: the log is shipped for as long as the actor lives.
-    _shipping: Shipping,
+    pub(super) shipping: Shipping,
     pub next_seq: u64,
     pub last_committed: Option<SnapshotId>,
-    pub restarts: VecDeque<Instant>,
+    /// The steps of the ladder that brought it up here lately.
+    pub tried: Vec<(Instant, RecoveryStep)>,
     /// Operators waiting for the commit of a snapshot.
     pub waiting: Vec<(SnapshotId, oneshot::Sender<Result<serde_json::Value, ApiError>>)>,
     /// The agent's program that the copy runs.
     pub agent_digest: String,
     /// The last wait for something that was away; none since the container was up.
     pub waited: Option<Duration>,
+    /// Snapshots wait on this node for the store, and that was said.
+    pub store_away: bool,
     /// The last attempt was given up because somebody else has the address.
     pub conflict: bool,
     watchdog: Watchdog,
     next_ping: Instant,
     inbox: mpsc::Receiver<Command>,
+}
+
+/// What a ping found.
+enum Found {
+    Well,
+    Lost(Scope, String),
+    /// The main process ended as it was meant to.
+    Done(String),
 }
 
 enum Input {
@@ -135,7 +155,7 @@ pub fn spawn(
         owner: owner.clone(),
         network: identity.clone(),
         phase: Phase::Starting,
-        health: "none",
+        health: health_at_first(&content),
         pid: 0,
         up_since: None,
         recoveries: 0,
@@ -155,10 +175,11 @@ pub fn spawn(
     let log = shipping.view();
     let actor = Actor {
         uploads: Uploads::start(Arc::clone(&ctx), name.clone(), place.clone(), &owner, content.spec.keep),
-        _shipping: shipping,
+        shipping,
         agent_digest: ctx.agent.digest(),
         waited: None,
         conflict: false,
+        store_away: false,
         name,
         generation: app.generation,
         app: content,
@@ -170,7 +191,7 @@ pub fn spawn(
         schedule,
         next_seq: 1,
         last_committed: None,
-        restarts: VecDeque::new(),
+        tried: Vec::new(),
         waiting: Vec::new(),
         watchdog: Watchdog::new(WatchdogConfig::default(), now),
         next_ping: now,
@@ -190,7 +211,7 @@ impl Actor {
                 Input::Command(Some(command)) => self.command(command).await,
                 Input::Command(None) => ControlFlow::Break(()),
                 Input::Agent(event) => self.agent_event(event).await,
-                Input::Exited => self.lost(Scope::Container, "the container ended".into()).await,
+                Input::Exited => self.exited().await,
                 Input::Upload(report) => self.uploaded(report).await,
                 Input::Tick => self.tick().await,
             };
@@ -208,6 +229,7 @@ impl Actor {
                 self.recover(scope, why).await
             }
             Begin::Handed { snapshot, reply } => self.handed(snapshot, reply).await,
+            Begin::Claimed { snapshot, progress, reply } => self.order_restore(snapshot, progress, reply).await,
             Begin::Adopt(record) => self.adopt(*record).await,
         }
     }
@@ -254,8 +276,10 @@ impl Actor {
         }
         if now >= self.next_ping {
             self.next_ping = now + PING_EVERY;
-            if let Some((scope, why)) = self.ping().await {
-                return self.lost(scope, why).await;
+            match self.ping().await {
+                Found::Well => {}
+                Found::Lost(scope, why) => return self.lost(scope, why).await,
+                Found::Done(why) => return self.rest(why).await,
             }
         }
         if self.schedule.as_ref().is_some_and(|s| s.due() <= Instant::now()) && matches!(self.state, State::Up(_)) {
@@ -265,29 +289,52 @@ impl Actor {
         ControlFlow::Continue(())
     }
 
-    /// Asks the agent how things are; what is lost, if something is.
-    async fn ping(&mut self) -> Option<(Scope, String)> {
-        let State::Up(live) = &self.state else { return None };
+    /// Asks the agent how things are.
+    async fn ping(&mut self) -> Found {
+        let State::Up(live) = &self.state else { return Found::Well };
         self.watchdog.pinged(Instant::now());
         match live.link.ping(PING_EVERY).await {
             Ok(status) => {
                 self.watchdog.answered(Instant::now());
                 self.view.update(|view| view.health = health_name(&status));
-                // Said by an event too; asked here because an event can be lost.
-                let ended =
-                    status.phase() == AgentPhase::Ended && matches!(self.app.spec.state, StateKind::Stateful { .. });
-                ended.then(|| (Scope::Process, "the main process has ended".to_owned()))
+                // Said by events too; asked here because an event can be lost.
+                match (status.phase(), status.last_end) {
+                    (AgentPhase::Ended, Some(end)) if rests(self.app.spec.restart, end.code) => {
+                        Found::Done(format!("the main process ended with {}", end.code))
+                    }
+                    (AgentPhase::Ended, _) => Found::Lost(Scope::Process, "the main process has ended".to_owned()),
+                    (AgentPhase::GaveUp, _) => {
+                        Found::Lost(Scope::Container, "the main process failed too often in a row".to_owned())
+                    }
+                    _ => Found::Well,
+                }
             }
             Err(_) => {
                 self.watchdog.missed();
                 match self.watchdog.verdict(Instant::now()) {
                     Verdict::Hung(since) => {
-                        Some((Scope::Container, format!("the agent has not answered for {since:.1?}")))
+                        Found::Lost(Scope::Container, format!("the agent has not answered for {since:.1?}"))
                     }
-                    Verdict::Alive | Verdict::Late(_) => None,
+                    Verdict::Alive | Verdict::Late(_) => Found::Well,
                 }
             }
         }
+    }
+
+    /// The container's init is no more: because its work is done, which the agent said before it ended, or for no good reason.
+    async fn exited(&mut self) -> ControlFlow<()> {
+        let policy = self.app.spec.restart;
+        while let (State::Up(live), RestartPolicy::No | RestartPolicy::OnFailure { .. }) = (&mut self.state, policy) {
+            match tokio::time::timeout(LAST_WORDS, live.events.recv()).await {
+                Ok(Some(event)) => {
+                    if matches!(event.kind, Some(Kind::ProcessEnded(ended)) if rests(policy, ended.code)) {
+                        return self.agent_event(event).await;
+                    }
+                }
+                Ok(None) | Err(_) => break,
+            }
+        }
+        self.lost(Scope::Container, "the container ended".into()).await
     }
 
     async fn agent_event(&mut self, event: Event) -> ControlFlow<()> {
@@ -299,11 +346,11 @@ impl Actor {
                     &format!("the main process ended with {}", ended.code),
                     json!({"code": ended.code}),
                 );
-                if !stateful {
-                    return ControlFlow::Continue(());
-                }
                 if rests(self.app.spec.restart, ended.code) {
                     return self.rest(format!("the main process ended with {}", ended.code)).await;
+                }
+                if !stateful {
+                    return ControlFlow::Continue(());
                 }
                 self.lost(Scope::Process, format!("the main process ended with {}", ended.code)).await
             }
@@ -349,7 +396,11 @@ impl Actor {
             }
             Command::Deposed(by) if self.is_deposed_by(&by) => self.deposed(&by).await,
             Command::Deposed(_) => ControlFlow::Continue(()),
-            Command::Shutdown => ControlFlow::Break(()),
+            Command::Shutdown => {
+                // A dump in memory is lost with the manager; packed, it waits on the disk for the next one.
+                self.uploads.settle(PACK_PATIENCE).await;
+                ControlFlow::Break(())
+            }
         }
     }
 
@@ -437,6 +488,13 @@ impl Actor {
         cleared
     }
 
+    /// The rest of the log, before another node goes on with the container and the log here is removed.
+    pub(super) async fn ship_log(&self) {
+        if let Err(error) = self.shipping.flush().await {
+            tracing::warn!(container = %self.name, error, "the end of the log stays behind");
+        }
+    }
+
     pub(super) fn event(&self, kind: &str, message: &str, detail: serde_json::Value) {
         self.ctx.events.emit(Some(&self.name), kind, message, detail);
     }
@@ -458,10 +516,16 @@ impl Actor {
             next_seq: self.next_seq,
             last_committed: self.last_committed,
         };
-        if let Err(error) = record.save(&self.place) {
+        // It waits for the disk.
+        if let Err(error) = tokio::task::block_in_place(|| record.save(&self.place)) {
             tracing::warn!(container = %self.name, %error, "the local record could not be written");
         }
     }
+}
+
+/// Before the agent has said anything: what has a healthcheck is not healthy until it says so.
+pub(super) fn health_at_first(app: &AppContent) -> &'static str {
+    if app.spec.healthcheck.is_some() { "starting" } else { "none" }
 }
 
 /// Whether a main process that ended with `code` was meant to.

@@ -79,13 +79,19 @@ impl Actor {
         let State::Up(live) = &self.state else { return Err("the container is not running".into()) };
         let status = live.link.quiesce(HOLD).await.map_err(|error| crate::chain(&error))?;
         let health = match status.health() {
+            // Not unhealthy by its retries yet, but the last check has failed: no state to go back to.
+            _ if status.failing_streak > 0 => SnapshotHealth::Unhealthy,
             Health::Healthy => SnapshotHealth::Healthy,
             Health::Unhealthy => SnapshotHealth::Unhealthy,
             Health::Unspecified | Health::None | Health::Starting => SnapshotHealth::Unknown,
         };
         let id = SnapshotId { epoch: self.owner.epoch, seq: self.next_seq };
         let (frozen_at, wall) = (Instant::now(), Utc::now());
-        let report = self.dump(id, live.pid, kind == SnapshotKind::Final).await?;
+        let dumped = self.dump(id, live.pid, kind == SnapshotKind::Final).await;
+        // Else checkpoints in quick succession would keep healthchecks off for ever. One that cannot be told ends the hold by
+        // itself, and its silence is the next ping's to judge.
+        let _ = live.link.quiesce(Duration::ZERO).await;
+        let report = dumped?;
         self.next_seq += 1;
         self.save(super::record::LocalPhase::Up);
         if let Some(schedule) = &mut self.schedule {

@@ -8,7 +8,7 @@ use tonic::transport::Endpoint;
 
 use super::actor::Actor;
 use crate::{
-    ownership::{self, Claim, Claimant, Owner},
+    ownership::{self, Claim, Claimant, Owner, OwnershipError},
     spec::{NodeName, SnapshotId},
 };
 
@@ -27,9 +27,11 @@ pub(super) enum Handover {
 }
 
 enum NotTaken {
+    /// The peer was not reached: nothing has begun.
+    NotAsked(String),
     /// The peer says that it does not run there.
     Refused(String),
-    /// No answer: the store knows whether the peer became the owner.
+    /// No answer: the peer may be the owner, or become it at any later time.
     Unknown(String),
 }
 
@@ -38,12 +40,9 @@ impl Actor {
     pub(super) async fn hand_over(&mut self, to: &NodeName, snapshot: Option<SnapshotId>) -> Handover {
         match self.ask(to, snapshot).await {
             Ok(epoch) => Handover::Taken { epoch },
+            Err(NotTaken::NotAsked(text)) => Handover::Refused(text),
             Err(NotTaken::Refused(text)) => self.take_back(text).await,
-            Err(NotTaken::Unknown(text)) => match ownership::current(&self.ctx.store, &self.name).await {
-                // It answers for the container now, and goes on trying by itself when its caller is gone.
-                Ok(Some(owner)) if owner != self.owner => Handover::Deposed(owner),
-                _ => Handover::Refused(text),
-            },
+            Err(NotTaken::Unknown(text)) => self.settle_unknown(text).await,
         }
     }
 
@@ -52,12 +51,12 @@ impl Actor {
         let peer = peers
             .into_iter()
             .find(|peer| peer.name == *to)
-            .ok_or_else(|| NotTaken::Unknown(format!("node {to} is not known")))?;
+            .ok_or_else(|| NotTaken::NotAsked(format!("node {to} is not known")))?;
         let away = |why: String| format!("node {to} at {} cannot take it: {why}", peer.address);
         let endpoint = Endpoint::from_shared(format!("http://{}", peer.address))
-            .map_err(|err| NotTaken::Unknown(away(err.to_string())))?;
+            .map_err(|err| NotTaken::NotAsked(away(err.to_string())))?;
         let channel = endpoint.connect_timeout(CONNECT).timeout(PATIENCE).connect().await;
-        let channel = channel.map_err(|err| NotTaken::Unknown(away(crate::chain(&err))))?;
+        let channel = channel.map_err(|err| NotTaken::NotAsked(away(crate::chain(&err))))?;
         let request = TakeOverRequest {
             envelope: Some(self.ctx.membership.service().envelope()),
             container: self.name.to_string(),
@@ -71,35 +70,62 @@ impl Actor {
         if reply.error.is_empty() { Ok(reply.epoch) } else { Err(NotTaken::Refused(away(reply.error))) }
     }
 
-    /// The peer may or may not have become the owner before it failed: the store knows.
-    async fn take_back(&mut self, text: String) -> Handover {
-        let store = &self.ctx.store;
+    /// Who owns it is settled by claiming the epoch the peer was asked to claim: it has it already and answers for the
+    /// container, going on by itself now that its caller is gone; or it can no longer become the owner of a container that has
+    /// been begun again here.
+    async fn settle_unknown(&mut self, text: String) -> Handover {
         let claimant = Claimant::new(self.ctx.config.node.clone());
         loop {
+            let claimed = ownership::claim(&self.ctx.store, &self.name, Some(self.owner.epoch), &claimant).await;
+            match self.claimed(claimed).await {
+                Some(Ok(())) => return Handover::Refused(text),
+                Some(Err(owner)) => return Handover::Deposed(owner),
+                None => tokio::time::sleep(Duration::from_millis(500)).await,
+            }
+        }
+    }
+
+    /// The peer may or may not have become the owner before it failed: the store knows.
+    async fn take_back(&mut self, text: String) -> Handover {
+        let claimant = Claimant::new(self.ctx.config.node.clone());
+        loop {
+            let store = &self.ctx.store;
             let outcome = match ownership::current(store, &self.name).await {
                 Ok(Some(owner)) if owner == self.owner => return Handover::Refused(text),
                 Ok(Some(owner)) => ownership::claim(store, &self.name, Some(owner.epoch), &claimant).await,
                 Ok(None) => return Handover::Refused(text),
                 Err(error) => Err(error),
             };
-            match outcome {
-                Ok(Claim::Won(owner)) => match ownership::take_base(store, &self.name, &owner).await {
-                    Ok(_) => {
-                        self.event(
-                            "ownership.claimed",
-                            "taken back",
-                            json!({"epoch": owner.epoch, "previous": self.owner.epoch}),
-                        );
-                        self.own(owner);
-                        return Handover::Refused(text);
-                    }
-                    Err(ownership::OwnershipError::Deposed { by, .. }) => return Handover::Deposed(*by),
-                    Err(error) => tracing::warn!(container = %self.name, error = crate::chain(&error), "taking back"),
-                },
-                Ok(Claim::Lost(owner)) => return Handover::Deposed(owner),
-                Err(error) => tracing::warn!(container = %self.name, error = crate::chain(&error), "taking back"),
+            match self.claimed(outcome).await {
+                Some(Ok(())) => return Handover::Refused(text),
+                Some(Err(owner)) => return Handover::Deposed(owner),
+                None => tokio::time::sleep(Duration::from_millis(500)).await,
             }
-            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+
+    /// What follows from a claim: `Ok` when this node is the owner again, `Err` with who is, `None` to try again.
+    async fn claimed(&mut self, outcome: Result<Claim, OwnershipError>) -> Option<Result<(), Owner>> {
+        let owner = match outcome {
+            Ok(Claim::Won(owner)) => owner,
+            Ok(Claim::Lost(owner)) => return Some(Err(owner)),
+            Err(error) => {
+                tracing::warn!(container = %self.name, error = crate::chain(&error), "taking back");
+                return None;
+            }
+        };
+        match ownership::take_base(&self.ctx.store, &self.name, &owner).await {
+            Ok(_) => {
+                let detail = json!({"epoch": owner.epoch, "previous": self.owner.epoch});
+                self.event("ownership.claimed", "taken back", detail);
+                self.own(owner);
+                Some(Ok(()))
+            }
+            Err(OwnershipError::Deposed { by, .. }) => Some(Err(*by)),
+            Err(error) => {
+                tracing::warn!(container = %self.name, error = crate::chain(&error), "taking back");
+                None
+            }
         }
     }
 

@@ -210,7 +210,9 @@ pub async fn cold_start(
         }
     }
     let asked = probe_address(ctx, identity);
-    let (layers, attachment) = tokio::try_join!(mount_root(ctx, place, app), build_network(ctx, container, identity))?;
+    // Both are waited for when one fails: what is still being made would outlive the clearing away.
+    let (layers, attachment) = tokio::join!(mount_root(ctx, place, app), build_network(ctx, container, identity));
+    let (layers, attachment) = (layers?, attachment?);
     let config = agent_config(ctx, app, &layers)?;
     ChannelDir::open(&place.channel())?.write_config(&config)?;
     write_bundle(place, app, &attachment, ctx.agent.dir())?;
@@ -222,7 +224,7 @@ pub async fn cold_start(
     flatten(asked.await)?;
     let status = super::live::first_answer(&link).await?;
     attach(ctx, &attachment).await?;
-    Live::new(pid, link, status.incarnation).map_err(LaunchError::io("watch the container"))
+    Live::begun(pid, link, status.incarnation).map_err(LaunchError::io("watch the container"))
 }
 
 /// Onto the network: from here on the container is heard.

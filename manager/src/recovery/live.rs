@@ -24,10 +24,17 @@ pub struct Live {
 }
 
 impl Live {
-    /// `link` has answered already. What it brought with that answer is the past: the status said what came of it.
+    /// A copy that goes on. `link` has answered already; what it brought with that answer is the past: the status said what
+    /// came of it.
     pub fn new(pid: i32, link: AgentLink, incarnation: Vec<u8>) -> io::Result<Self> {
-        let mut events = link.events().ok_or_else(|| io::Error::other("the agent's events are taken already"))?;
-        while events.try_recv().is_ok() {}
+        let mut live = Self::begun(pid, link, incarnation)?;
+        while live.events.try_recv().is_ok() {}
+        Ok(live)
+    }
+
+    /// A copy that has just begun: it has no past, and its end may be among what it has said already.
+    pub fn begun(pid: i32, link: AgentLink, incarnation: Vec<u8>) -> io::Result<Self> {
+        let events = link.events().ok_or_else(|| io::Error::other("the agent's events are taken already"))?;
         Ok(Self { pid, link, incarnation, events, exit: Exit::watch(pid)? })
     }
 }

@@ -12,7 +12,7 @@ use super::{
     launch,
     order::ProgressSender,
     place::Place,
-    recover::ms,
+    recover::{ms, source_name},
     teardown::{self, Extent},
     upload::Report,
     view::Phase,
@@ -67,47 +67,64 @@ impl Actor {
         reply: Reply,
     ) -> ControlFlow<()> {
         let began = Instant::now();
-        let known = match self.known_snapshots().await {
-            Ok(known) => known,
-            Err(text) => {
-                let _ = reply.send(Err(ApiError::Unavailable(text)));
+        let from = match self.chosen(snapshot).await {
+            Ok(from) => from,
+            Err(error) => {
+                let _ = reply.send(Err(error));
                 return ControlFlow::Continue(());
             }
         };
-        let chosen = match snapshot {
-            Some(id) => known.iter().find(|s| s.id == id).map(|s| s.id),
-            None => known.iter().find(|s| s.healthy).map(|s| s.id),
-        };
-        let Some(id) = chosen else {
-            let what = snapshot.map_or("no healthy snapshot".to_owned(), |id| format!("no snapshot {id}"));
-            let text = format!("{} has {what}; `ha-manager snapshots {}` lists what there is", self.name, self.name);
-            let _ = reply.send(Err(ApiError::NotFound(text)));
-            return ControlFlow::Continue(());
-        };
-        progress.step(format!("restoring {id}"));
+        let shown = source_name(from);
+        progress.step(format!("restoring {} from {shown}", self.name));
         self.view.update(|view| view.phase = Phase::Recovering);
         self.event(
             "recovery.started",
             "its operator puts it back",
             json!({"why": "operator", "epoch": self.owner.epoch}),
         );
-        match self.launch(Source::Snapshot(id)).await {
+        match self.launch(from).await {
             Ok(()) => {
+                // Until there is a snapshot of this state, a failover would go back to the one that was not wanted.
+                self.schedule.iter_mut().for_each(|schedule| schedule.due_now(Instant::now()));
                 self.view.update(|view| view.recoveries += 1);
-                let detail = json!({"ms": ms(began), "epoch": self.owner.epoch, "from": id});
-                self.event("recovery.serving", &format!("the container serves again, from {id}"), detail);
-                let _ = reply.send(Ok(json!({"message": format!("{} is back at {id}", self.name), "snapshot": id})));
+                let detail = json!({"ms": ms(began), "epoch": self.owner.epoch, "from": shown});
+                self.event("recovery.serving", &format!("the container serves again, from {shown}"), detail);
+                let text = format!("{} runs on {} again, from {shown}", self.name, self.ctx.config.node);
+                let _ = reply.send(Ok(json!({"message": text, "from": shown, "node": self.ctx.config.node})));
                 ControlFlow::Continue(())
             }
             Err(error) => {
                 let text = crate::chain(&error);
                 self.event("recovery.failed", &text, json!({"cause": text}));
                 let _ = reply.send(Err(ApiError::Failed(format!(
-                    "{id} could not be restored: {text}; recovering as after a failure"
+                    "{shown} could not be restored: {text}; {} is recovered as after a failure",
+                    self.name
                 ))));
                 self.recover(Scope::Container, text).await
             }
         }
+    }
+
+    /// What an operator's restore begins from.
+    async fn chosen(&mut self, wanted: Option<SnapshotId>) -> Result<Source, ApiError> {
+        if matches!(self.app.spec.state, StateKind::Stateless) {
+            return match wanted {
+                None => Ok(Source::Image),
+                Some(_) => Err(ApiError::Refused(format!(
+                    "{} is stateless: it has no snapshots (annotation io.ha-manager.state)",
+                    self.name
+                ))),
+            };
+        }
+        let known = self.known_snapshots().await.map_err(ApiError::Unavailable)?;
+        let found = match wanted {
+            Some(id) => known.iter().find(|snapshot| snapshot.id == id),
+            None => known.iter().find(|snapshot| snapshot.healthy),
+        };
+        found.map(|snapshot| Source::Snapshot(snapshot.id)).ok_or_else(|| {
+            let what = wanted.map_or("no healthy snapshot".to_owned(), |id| format!("no snapshot {id}"));
+            ApiError::NotFound(format!("{0} has {what}; `ha-manager snapshots {0}` lists what there is", self.name))
+        })
     }
 
     pub(super) async fn order_move(&mut self, to: NodeName, progress: ProgressSender, reply: Reply) -> ControlFlow<()> {
@@ -134,6 +151,7 @@ impl Actor {
             let _ = reply.send(Err(ApiError::Failed(format!("{error}; {} stays here", self.name))));
             return self.recover(Scope::Container, format!("the move to {to} failed")).await;
         }
+        self.ship_log().await;
         progress.step(format!("restoring on {to}"));
         match self.hand_over(&to, snapshot).await {
             Handover::Taken { epoch } => {
@@ -146,8 +164,17 @@ impl Actor {
                 self.deposed(&by).await
             }
             Handover::Refused(text) => {
-                let _ = reply.send(Err(ApiError::Failed(format!("{text}; {} goes on here", self.name))));
                 self.event("move.failed", &text, json!({"to": to, "cause": text}));
+                // From the very state it was to move with, whatever the policy says: nothing has failed here.
+                let outcome = match self.launch(snapshot.map_or(Source::Image, Source::Snapshot)).await {
+                    Ok(()) => {
+                        let _ = reply.send(Err(ApiError::Failed(format!("{text}; {} goes on here", self.name))));
+                        return ControlFlow::Continue(());
+                    }
+                    Err(error) => crate::chain(&error),
+                };
+                let told = format!("{text}; and here: {outcome}; {} is recovered as after a failure", self.name);
+                let _ = reply.send(Err(ApiError::Failed(told)));
                 self.recover(Scope::Container, format!("the move to {to} failed")).await
             }
         }
@@ -160,9 +187,10 @@ impl Actor {
         let peers = self.ctx.membership.peers();
         match peers.iter().find(|peer| peer.name == *to) {
             None => Err(ApiError::NotFound(format!("there is no node {to}; `ha-manager status` lists them"))),
-            Some(peer) if peer.liveness != crate::membership::Liveness::Alive => {
-                Err(ApiError::Refused(format!("node {to} is {}", peer.liveness.as_str())))
-            }
+            Some(peer) if peer.liveness != crate::membership::Liveness::Alive => Err(ApiError::Refused(format!(
+                "node {to} is {}: start it first, or choose another (`ha-manager status`)",
+                peer.liveness.as_str()
+            ))),
             Some(_) if !matches!(self.state, State::Up(_)) => {
                 Err(ApiError::Refused(format!("{} is not running", self.name)))
             }
@@ -250,6 +278,7 @@ impl Actor {
                     detail,
                 );
                 self.last_committed = Some(id);
+                self.store_away = false;
                 self.view.update(|view| {
                     view.last_snapshot = Some(info.clone());
                     view.last_frozen = timing.map(|timing| timing.frozen_at);
@@ -267,7 +296,8 @@ impl Actor {
                 self.answer(id, Err(ApiError::Failed(cause)));
             }
             Report::Waiting { id, cause } => {
-                if self.view.get().checkpoint_problem.is_none() {
+                // Once for the whole absence of the store, whatever else has failed before.
+                if !std::mem::replace(&mut self.store_away, true) {
                     let text = format!("{id} waits on this node: {cause}");
                     self.event("checkpoint.waiting", &text, json!({"snapshot": id, "cause": cause}));
                 }
@@ -309,10 +339,13 @@ pub async fn forget(ctx: &Ctx, name: &ContainerName, generation: u64, held: Opti
         return Err(ApiError::Refused(format!("node {} owns {name} now; remove it there", current.node)));
     }
     // The description goes first: from here on nobody starts it any more.
-    if let apps::PutApp::Conflict(_) =
-        apps::put(store, name, generation, None).await.map_err(|error| unavailable(&error))?
-    {
-        return Err(ApiError::Refused(format!("{name} was changed by somebody else at the same time; try again")));
+    match apps::put(store, name, generation, None).await.map_err(|error| unavailable(&error))? {
+        apps::PutApp::Stored(_) => {}
+        // An earlier removal came as far as this.
+        apps::PutApp::Conflict(there) if there.content.is_none() => {}
+        apps::PutApp::Conflict(_) => {
+            return Err(ApiError::Refused(format!("{name} was changed by somebody else at the same time; try again")));
+        }
     }
     if let Some(owner) = current.filter(|owner| !owner.released) {
         let claimant = Claimant::new(ctx.config.node.clone());

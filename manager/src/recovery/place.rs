@@ -101,10 +101,10 @@ impl Place {
         Ok(())
     }
 
-    /// Removes what a checkpoint that was broken off has left. The copy and its drafts stay.
+    /// Removes what dumps and restores leave when the manager ends amid them: memory on the tmpfs, files in the staging area.
     pub fn clear_dumps(&self) -> io::Result<()> {
-        remove_tree(&self.staging())?;
-        remove_tree(&self.scratch)
+        remove_tree(&self.scratch)?;
+        remove_tree(&self.staging())
     }
 
     /// Removes everything.
@@ -118,5 +118,24 @@ fn remove_tree(dir: &Path) -> io::Result<()> {
     match fs::remove_dir_all(dir) {
         Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_dumps_left_goes_and_the_running_copy_stays() {
+        let root = tempfile::tempdir().unwrap();
+        let place = Place { dir: root.path().join("c"), scratch: root.path().join("scratch/c") };
+        place.recreate().unwrap();
+        for dir in [place.images("e1-7"), place.staging().join("e1-7"), place.queue().join("draft")] {
+            fs::create_dir_all(dir).unwrap();
+        }
+        place.clear_dumps().unwrap();
+        assert!(!place.scratch.exists() && !place.staging().exists());
+        assert!(place.upper().exists() && place.bundle().exists() && place.queue().join("draft").exists());
+        place.clear_dumps().unwrap();
     }
 }

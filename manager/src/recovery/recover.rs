@@ -10,7 +10,7 @@ use serde_json::json;
 use tokio::sync::oneshot;
 
 use super::{
-    actor::{Actor, Down, RESTART_WINDOW, State},
+    actor::{Actor, Down, RESTART_WINDOW, State, health_at_first},
     handover::Handover,
     launch::{self, LaunchError},
     order::ProgressSender,
@@ -93,7 +93,8 @@ impl Actor {
             return self.wait(scope, why, crate::chain(&error));
         }
         let began = Instant::now();
-        self.view.update(|view| (view.phase, view.pid, view.health) = (Phase::Recovering, 0, "none"));
+        let health = health_at_first(&self.app);
+        self.view.update(|view| (view.phase, view.pid, view.health) = (Phase::Recovering, 0, health));
         self.event("recovery.started", &why, json!({"why": why, "epoch": self.owner.epoch}));
         let snapshots = match self.restorable().await {
             Ok(snapshots) => snapshots,
@@ -134,6 +135,7 @@ impl Actor {
                     if let Err(error) = self.clear(Extent::Files).await {
                         return self.wait(scope, why, error.to_string());
                     }
+                    self.ship_log().await;
                     match self.hand_over(&node, None).await {
                         Handover::Taken { .. } => return self.gone(&node).await,
                         Handover::Deposed(by) => return self.deposed(&by).await,
@@ -178,7 +180,10 @@ impl Actor {
 
     async fn situation(&mut self, scope: Scope, snapshots: Vec<KnownSnapshot>) -> Situation {
         let now = Instant::now();
-        self.restarts.retain(|at| now.duration_since(*at) < RESTART_WINDOW);
+        self.tried.retain(|(at, _)| now.duration_since(*at) < RESTART_WINDOW);
+        let recent = |is: fn(&RecoveryStep) -> bool| {
+            u32::try_from(self.tried.iter().filter(|(_, step)| is(step)).count()).unwrap_or(u32::MAX)
+        };
         let peers = self.ctx.membership.peers().into_iter();
         let alive = peers.filter(|peer| peer.liveness == crate::membership::Liveness::Alive);
         let candidates = alive.map(|peer| policy::Candidate { node: peer.name, containers: 0 }).collect();
@@ -186,7 +191,9 @@ impl Actor {
             scope,
             stateful: matches!(self.app.spec.state, StateKind::Stateful { .. }),
             snapshots,
-            recent_restarts: u32::try_from(self.restarts.len()).unwrap_or(u32::MAX),
+            recent_restarts: recent(|step| matches!(step, RecoveryStep::Restart { .. })),
+            recent_older: recent(|step| matches!(step, RecoveryStep::OlderSnapshot { .. })),
+            recent_cold_starts: recent(|step| matches!(step, RecoveryStep::ColdStart)),
             recent_failovers: self.recent_failovers().await,
             peers: policy::rank(&self.name, candidates),
         }
@@ -263,12 +270,14 @@ impl Actor {
     }
 
     fn recovered(&mut self, from: Source, step: RecoveryStep, began: Instant) {
-        if matches!(step, RecoveryStep::Restart { .. }) {
-            self.restarts.push_back(Instant::now());
-        }
+        self.tried.push((Instant::now(), step));
         self.view.update(|view| view.recoveries += 1);
         let detail = json!({"ms": ms(began), "epoch": self.owner.epoch, "from": source_name(from)});
         self.event("recovery.serving", &format!("the container serves again, from {}", source_name(from)), detail);
+        if matches!(step, RecoveryStep::OlderSnapshot { .. }) {
+            // Until this state is committed a later recovery would go on from a newer snapshot again.
+            self.schedule.iter_mut().for_each(|schedule| schedule.due_now(Instant::now()));
+        }
         if from == Source::Image && matches!(self.app.spec.state, StateKind::Stateful { .. }) {
             self.event("recovery.state-lost", "it began anew from the image: its state is lost", json!({}));
         }
@@ -377,7 +386,9 @@ impl Actor {
             if !remains.is_running() {
                 return Err(remains.to_string());
             }
-            place.clear_dumps().map_err(|error| format!("what a checkpoint left cannot be removed: {error}"))?;
+            if let Err(error) = place.clear_dumps() {
+                tracing::warn!(container = %name, %error, "what unfinished dumps left could not be removed");
+            }
             let found = ctx.network.find(&name, &identity).map_err(|error| text(&error))?;
             let attachment = found.ok_or("its network is gone")?;
             // A manager that was killed in a checkpoint left the gate closed, or one in a restore the link outside.
@@ -414,7 +425,7 @@ fn step_name(step: RecoveryStep) -> &'static str {
     }
 }
 
-fn source_name(source: Source) -> String {
+pub(super) fn source_name(source: Source) -> String {
     match source {
         Source::Snapshot(id) => id.to_string(),
         Source::Image => "image".into(),

@@ -64,15 +64,17 @@ pub(super) async fn restore(
             json!({"snapshot": id, "ms": ms(began)}),
         );
         let layers = launch::mount_root(ctx, place, app).await?;
-        Ok((agent, layers))
+        Ok::<_, LaunchError>((agent, layers))
     };
     let network = async {
         let attachment = launch::build_network(ctx, name, identity).await?;
         let detail = json!({"ms": ms(began), "address": identity.ip});
         ctx.events.emit(Some(name), "network.ready", "namespace and link are there", detail);
-        Ok(attachment)
+        Ok::<_, LaunchError>(attachment)
     };
-    let ((agent, layers), (), attachment) = tokio::try_join!(files, memory, network)?;
+    // All are waited for when one fails: what is still being made would outlive the clearing away.
+    let (files, memory, network) = tokio::join!(files, memory, network);
+    let ((agent, layers), (), attachment) = (files?, memory?, network?);
     // Not read again by the restored agent; there for the next cold start and for people.
     ChannelDir::open(&place.channel())?.write_config(&launch::agent_config(ctx, app, &layers)?)?;
     launch::write_bundle(place, app, &attachment, agent)?;

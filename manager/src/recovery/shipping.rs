@@ -18,7 +18,7 @@ use crate::{
     agentlink::{ChannelDir, LogCursor, LogShipper},
     node::Ctx,
     spec::{ContainerName, Epoch},
-    store::logs,
+    store::{StoreError, logs},
 };
 
 const SHIP_EVERY: Duration = Duration::from_secs(3);
@@ -37,8 +37,17 @@ pub struct Standing {
 
 /// The shipping of one container's log. Dropping it ends it; what is not shipped stays on this node.
 pub struct Shipping {
-    standing: Arc<Mutex<Standing>>,
+    shipper: Arc<Shipper>,
     task: JoinHandle<()>,
+}
+
+struct Shipper {
+    ctx: Arc<Ctx>,
+    name: ContainerName,
+    place: Place,
+    standing: Arc<Mutex<Standing>>,
+    /// One at a time: two would ship the same lines.
+    busy: tokio::sync::Mutex<()>,
 }
 
 /// For readers of the log.
@@ -57,12 +66,21 @@ impl Shipping {
         // Segments of a new epoch are counted anew; the log itself goes on where it was.
         let standing = if standing.epoch == epoch { standing } else { Standing { epoch, number: 0, ..standing } };
         let standing = Arc::new(Mutex::new(standing));
-        let task = tokio::spawn(run(ctx, name, place, Arc::clone(&standing)));
-        Self { standing, task }
+        let shipper = Arc::new(Shipper { ctx, name, place, standing, busy: tokio::sync::Mutex::new(()) });
+        let task = tokio::spawn(Arc::clone(&shipper).run());
+        Self { shipper, task }
+    }
+
+    /// Ships what is there now.
+    ///
+    /// # Errors
+    /// Why the rest is not in the store, in words.
+    pub async fn flush(&self) -> Result<(), String> {
+        self.shipper.ship().await
     }
 
     pub fn view(&self) -> ShippingView {
-        ShippingView(Arc::clone(&self.standing))
+        ShippingView(Arc::clone(&self.shipper.standing))
     }
 }
 
@@ -72,42 +90,68 @@ impl Drop for Shipping {
     }
 }
 
-async fn run(ctx: Arc<Ctx>, name: ContainerName, place: Place, standing: Arc<Mutex<Standing>>) {
-    loop {
-        tokio::time::sleep(SHIP_EVERY).await;
-        if let Err(error) = ship(&ctx, &name, &place, &standing).await {
-            // Said by the store's own events when it is away; here it only waits.
-            tracing::debug!(container = %name, error, "the log waits on this node");
+impl Shipper {
+    async fn run(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(SHIP_EVERY).await;
+            if let Err(error) = self.ship().await {
+                // Said by the store's own events when it is away; here it only waits.
+                tracing::debug!(container = %self.name, error, "the log waits on this node");
+            }
+        }
+    }
+
+    async fn ship(&self) -> Result<(), String> {
+        let _busy = self.busy.lock().await;
+        let (ctx, name, place) = (&self.ctx, &self.name, &self.place);
+        loop {
+            let at = lock(&self.standing).clone();
+            let (channel, cursor) = (place.channel(), at.cursor.clone());
+            let segment = blocking(move || {
+                let dir = ChannelDir::open(&channel).map_err(|error| crate::chain(&error))?;
+                LogShipper::new(dir).after(&cursor, logs::MAX_SEGMENT / 2).map_err(|error| crate::chain(&error))
+            })
+            .await?;
+            let Some(segment) = segment else { return Ok(()) };
+            let mut bytes = segment.bytes;
+            if segment.gap {
+                bytes.splice(
+                    0..0,
+                    b"-- lines are missing here: the log rotated faster than it was shipped --\n".iter().copied(),
+                );
+            }
+            let number =
+                self.put(at.epoch, at.number, Bytes::from(bytes)).await.map_err(|error| crate::chain(&error))?;
+            let next = Standing { epoch: at.epoch, number: number + 1, cursor: segment.next };
+            // What is in the store is not shipped again, whatever fails below.
+            *lock(&self.standing) = next.clone();
+            save(place, &next).map_err(|error| error.to_string())?;
+            if next.number.is_multiple_of(TRIM_EVERY) {
+                let trimmed = logs::trim(&ctx.store, name, ctx.config.logs.max_bytes).await;
+                trimmed.map_err(|error| crate::chain(&error))?;
+            }
         }
     }
 }
 
-async fn ship(ctx: &Ctx, name: &ContainerName, place: &Place, shared: &Mutex<Standing>) -> Result<(), String> {
-    loop {
-        let at = lock(shared).clone();
-        let (channel, cursor) = (place.channel(), at.cursor.clone());
-        let segment = blocking(move || {
-            let dir = ChannelDir::open(&channel).map_err(|error| crate::chain(&error))?;
-            LogShipper::new(dir).after(&cursor, logs::MAX_SEGMENT / 2).map_err(|error| crate::chain(&error))
-        })
-        .await?;
-        let Some(segment) = segment else { return Ok(()) };
-        let mut bytes = segment.bytes;
-        if segment.gap {
-            bytes.splice(
-                0..0,
-                b"-- lines are missing here: the log rotated faster than it was shipped --\n".iter().copied(),
-            );
+impl Shipper {
+    /// Stores a segment under `number`, or after the ones a manager stored that ended before it could write that down: what
+    /// they hold is not stored again. Returns the number it went to.
+    async fn put(&self, epoch: Epoch, mut number: u64, mut bytes: Bytes) -> Result<u64, StoreError> {
+        let (store, name) = (&self.ctx.store, &self.name);
+        loop {
+            match logs::put(store, name, epoch, number, bytes.clone()).await {
+                Ok(()) => return Ok(number),
+                Err(StoreError::Corrupt { .. }) => {
+                    let stored = logs::get(store, name, logs::Segment { epoch, number, size: 0 }).await?;
+                    if bytes.starts_with(&stored) {
+                        bytes = bytes.slice(stored.len()..);
+                    }
+                    number += 1;
+                }
+                Err(error) => return Err(error),
+            }
         }
-        let put = logs::put(&ctx.store, name, at.epoch, at.number, Bytes::from(bytes)).await;
-        put.map_err(|error| crate::chain(&error))?;
-        let next = Standing { epoch: at.epoch, number: at.number + 1, cursor: segment.next };
-        save(place, &next).map_err(|error| error.to_string())?;
-        if next.number.is_multiple_of(TRIM_EVERY) {
-            let trimmed = logs::trim(&ctx.store, name, ctx.config.logs.max_bytes).await;
-            trimmed.map_err(|error| crate::chain(&error))?;
-        }
-        *lock(shared) = next;
     }
 }
 

@@ -372,3 +372,30 @@ impl Worker {
         let _ = self.outbox.send(report);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn uploads() -> (Uploads, watch::Sender<Pending>) {
+        let pending = watch::Sender::new(Pending::default());
+        let (jobs, reports) = (mpsc::unbounded_channel().0, mpsc::unbounded_channel().1);
+        (Uploads { jobs, reports, pending: pending.clone() }, pending)
+    }
+
+    #[tokio::test]
+    async fn settling_waits_for_dumps_and_for_drafts_on_their_way() {
+        let (uploads, pending) = uploads();
+        let settled = async |uploads: &Uploads| {
+            let long = Duration::from_secs(60);
+            tokio::time::timeout(Duration::from_millis(20), uploads.settle(long)).await.is_ok()
+        };
+        assert!(settled(&uploads).await);
+        pending.send_modify(|pending| pending.dumps = 1);
+        assert!(!settled(&uploads).await && uploads.pending() == 1);
+        pending.send_replace(Pending { dumps: 0, uploading: true });
+        assert!(!settled(&uploads).await && uploads.pending() == 0, "a draft is no dump in memory");
+        pending.send_replace(Pending::default());
+        assert!(settled(&uploads).await);
+    }
+}

@@ -83,9 +83,9 @@ pub enum RecoveryStep {
     Restart { max: u32 },
     /// On a peer, from the newest healthy snapshot.
     Failover,
-    /// From an earlier snapshot, at most `max` further back.
+    /// From an earlier snapshot, at most `max` further back and at most `max` times in ten minutes.
     OlderSnapshot { max: u32 },
-    /// From the image: the state is lost, and an event says so.
+    /// From the image: the state is lost, and an event says so. At most once in ten minutes when there is a state.
     ColdStart,
 }
 

@@ -98,6 +98,14 @@ impl Counter {
         self.ask("id\n")
     }
 
+    /// Sends `sicken`, `arm` or `exit CODE` and returns the answer: an end of the connection after the last.
+    ///
+    /// # Errors
+    /// As `incr`.
+    pub fn tell(&mut self, request: &str) -> io::Result<String> {
+        self.ask(&format!("{request}\n"))
+    }
+
     /// Whether every byte of the server's ballast is right.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    sync::{Mutex, PoisonError},
 };
 
 use anyhow::{Context, bail};
@@ -42,6 +43,9 @@ pub fn cached(name: &str) -> anyhow::Result<PathBuf> {
         _ => bail!("no image {name:?}; there are {}", NAMES.join(", ")),
     };
     let dir = target_dir()?.join("images").join(format!("{name}-{key}"));
+    // Tests on several threads of one program ask at once.
+    static BUILDING: Mutex<()> = Mutex::new(());
+    let _building = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
     if dir.is_dir() {
         return Ok(dir);
     }

@@ -9,9 +9,14 @@
 //! | `get` | the current `VALUE HASH` |
 //! | `check` | `ok PAGES`, or `broken PAGE` when the ballast has changed |
 //! | `id` | a number drawn when the process started: a cold start is told from a restore |
+//! | `health` | `ok`, or `sick` |
+//! | `sicken` | `sick`: so it stays, as part of the state |
+//! | `arm` | `armed`: the next `incr` ends the process, as part of the state |
+//! | `exit CODE` | none: the process ends with CODE |
 //!
-//! `ha-counter [--listen ADDR] [--ballast-mb N] [--file PATH]`; `ha-counter --probe ADDR` asks once and exits 0 or 1;
-//! `--knock ADDR` only connects, so that the same program is a healthcheck for any server.
+//! `ha-counter [--listen ADDR] [--ballast-mb N] [--file PATH]…`; every `incr` appends its answer to each PATH.
+//! `ha-counter --probe ADDR` asks for its health and exits 0 or 1; `--knock ADDR` only connects, so that the same program is
+//! a healthcheck for any server.
 
 use std::{
     env,
@@ -19,7 +24,7 @@ use std::{
     hash::{BuildHasher, Hasher, RandomState},
     io::{self, BufRead, BufReader, Write},
     net::{TcpListener, TcpStream},
-    process::ExitCode,
+    process::{self, ExitCode},
     sync::{Arc, Mutex, PoisonError},
     thread,
     time::Duration,
@@ -31,8 +36,10 @@ struct State {
     value: u64,
     hash: u64,
     ballast: Vec<u8>,
-    file: Option<File>,
+    files: Vec<File>,
     id: u64,
+    sick: bool,
+    armed: bool,
 }
 
 /// The hash of `value`, chained to the one before (splitmix64's finisher): a wrong history gives a wrong hash.
@@ -48,23 +55,24 @@ fn pattern(page: usize) -> u8 {
 }
 
 impl State {
-    fn new(ballast_mb: usize, file: Option<File>) -> Self {
+    fn new(ballast_mb: usize, files: Vec<File>) -> Self {
         let pages = ballast_mb * (1024 * 1024 / PAGE);
         let mut ballast = vec![0; pages * PAGE];
         for (page, bytes) in ballast.chunks_mut(PAGE).enumerate() {
             bytes.fill(pattern(page));
         }
         let id = RandomState::new().build_hasher().finish();
-        Self { value: 0, hash: 0, ballast, file, id }
+        Self { value: 0, hash: 0, ballast, files, id, sick: false, armed: false }
     }
 
     fn answer(&mut self, request: &str) -> io::Result<String> {
         match request {
+            "incr" if self.armed => process::exit(70),
             "incr" => {
                 self.value += 1;
                 self.hash = chain(self.hash, self.value);
                 let line = format!("{} {:016x}", self.value, self.hash);
-                if let Some(file) = &mut self.file {
+                for file in &mut self.files {
                     writeln!(file, "{line}")?;
                 }
                 Ok(line)
@@ -78,7 +86,19 @@ impl State {
                 })
             }
             "id" => Ok(format!("{:016x}", self.id)),
-            other => Ok(format!("error: unknown request {other:?}; known are incr, get, check, id")),
+            "sicken" => {
+                self.sick = true;
+                Ok("sick".to_owned())
+            }
+            "health" => Ok(if self.sick { "sick" } else { "ok" }.to_owned()),
+            "arm" => {
+                self.armed = true;
+                Ok("armed".to_owned())
+            }
+            other => match other.strip_prefix("exit ").map(str::parse) {
+                Some(Ok(code)) => process::exit(code),
+                _ => Ok(format!("error: unknown request {other:?}")),
+            },
         }
     }
 }
@@ -101,14 +121,14 @@ fn probe(address: &str, ask: bool) -> io::Result<()> {
         return Ok(());
     }
     stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-    stream.write_all(b"get\n")?;
+    stream.write_all(b"health\n")?;
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line)?;
-    if line.ends_with('\n') { Ok(()) } else { Err(io::Error::other("no answer")) }
+    if line == "ok\n" { Ok(()) } else { Err(io::Error::other(format!("its health: {line:?}"))) }
 }
 
 fn run() -> io::Result<()> {
-    let (mut listen, mut ballast_mb, mut file) = ("0.0.0.0:7000".to_owned(), 4, None);
+    let (mut listen, mut ballast_mb, mut files) = ("0.0.0.0:7000".to_owned(), 4, Vec::new());
     let mut args = env::args().skip(1);
     while let Some(name) = args.next() {
         let value = args.next().ok_or_else(|| io::Error::other(format!("{name} needs a value")))?;
@@ -117,11 +137,11 @@ fn run() -> io::Result<()> {
             "--knock" => return probe(&value, false),
             "--listen" => listen = value,
             "--ballast-mb" => ballast_mb = value.parse().map_err(io::Error::other)?,
-            "--file" => file = Some(OpenOptions::new().create(true).append(true).open(value)?),
+            "--file" => files.push(OpenOptions::new().create(true).append(true).open(value)?),
             _ => return Err(io::Error::other(format!("unknown option {name}"))),
         }
     }
-    let state = Arc::new(Mutex::new(State::new(ballast_mb, file)));
+    let state = Arc::new(Mutex::new(State::new(ballast_mb, files)));
     let listener = TcpListener::bind(&listen)?;
     println!("listening on {listen}");
     for stream in listener.incoming() {

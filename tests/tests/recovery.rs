@@ -1,0 +1,204 @@
+//! The ladder of recovery, step by step: what is tried after which failure, what is restored, and where it ends.
+
+mod common;
+
+use std::{thread, time::Duration};
+
+use common::{
+    PATIENCE, checkpoint, client, count, state,
+    watch::{AGENT, COUNTER, Described, Watched},
+};
+use ha_lab::{clients::counter::Poller, demo::ADDRESS};
+use nix::sys::signal::Signal;
+
+const PLAIN: [&str; 3] = [COUNTER, "--ballast-mb", "4"];
+
+/// The number of times the container came up again.
+fn served(watched: &Watched) -> usize {
+    watched.events("recovery.serving").len()
+}
+
+fn wait_until_served(watched: &Watched, times: usize) {
+    watched.cluster.wait("the container to serve again", PATIENCE, |_| served(watched) >= times).unwrap();
+}
+
+/// Ends the counter with a code.
+fn exit(watched: &Watched, code: u8) {
+    let ended = client(&watched.cluster, move |counter| Ok(counter.tell(&format!("exit {code}"))));
+    assert!(ended.is_err(), "it answered {ended:?}");
+}
+
+#[test]
+fn a_stateless_process_that_never_stays_up_ends_failed_and_not_in_a_loop() {
+    let name = "a_stateless_process_that_never_stays_up_ends_failed_and_not_in_a_loop";
+    // No such address is here: it ends as soon as it begins.
+    let broken = Described::stateless(&[COUNTER, "--listen", "10.77.1.99:7000"]);
+    let broken = broken.without_healthcheck().restart("on-failure:2").recovery("restart:1, failover");
+    let Some(watched) = Watched::start(name, 2, &broken) else { return };
+    watched.wait_for_phase("failed");
+    // Twice within the container with a growing delay, then a new container, then the peer, and once back.
+    let restarts = watched.events("process.restarting");
+    let of = |key: &str| restarts.iter().take(2).map(|event| event.number(key).unwrap()).collect::<Vec<_>>();
+    assert_eq!(of("attempt"), [1.0, 2.0]);
+    assert!(of("delay_ms")[0] < of("delay_ms")[1], "{:?}", of("delay_ms"));
+    assert_eq!(watched.steps(), ["restart", "failover", "restart", "failover", "restart"]);
+    assert_eq!(watched.events("recovery.exhausted").len(), 1);
+    watched.finish();
+}
+
+#[test]
+fn a_process_that_is_killed_comes_back_from_the_last_state_that_was_healthy() {
+    let name = "a_process_that_is_killed_comes_back_from_the_last_state_that_was_healthy";
+    // So many retries that failing checks alone recover nothing.
+    let Some(watched) = Watched::start(name, 1, &Described::stateful(&PLAIN).check_every("100ms", 1000)) else {
+        return;
+    };
+    let health = || {
+        let snapshots = watched.cluster.members[0].json(&["snapshots", "counter"]).unwrap();
+        let list = snapshots.as_array().cloned().unwrap_or_else(|| snapshots["snapshots"].as_array().unwrap().clone());
+        let newest = list.iter().max_by_key(|snapshot| snapshot["id"].as_str().unwrap().to_owned()).unwrap().clone();
+        newest["health"].as_str().unwrap().to_owned()
+    };
+    let (_, id) = state(&watched.cluster);
+    let saved = count(&watched.cluster, 10);
+    let until = |wanted: &str| {
+        watched
+            .cluster
+            .wait(&format!("a snapshot that is {wanted}"), PATIENCE, |cluster| {
+                checkpoint(cluster);
+                health() == wanted
+            })
+            .unwrap();
+    };
+    until("healthy");
+    client(&watched.cluster, |counter| counter.tell("sicken"));
+    count(&watched.cluster, 5);
+    until("unhealthy");
+    watched.signal(0, COUNTER, Signal::SIGKILL);
+    wait_until_served(&watched, 1);
+    assert_eq!(state(&watched.cluster), (saved, id));
+    assert_eq!(client(&watched.cluster, |counter| counter.tell("health")), "ok");
+    assert_eq!(watched.steps(), ["restart"]);
+    watched.finish();
+}
+
+#[test]
+fn a_healthcheck_that_fails_brings_the_last_healthy_state_back() {
+    let name = "a_healthcheck_that_fails_brings_the_last_healthy_state_back";
+    let Some(watched) = Watched::start(name, 1, &Described::stateful(&PLAIN).check_every("200ms", 2)) else { return };
+    let (_, id) = state(&watched.cluster);
+    let saved = count(&watched.cluster, 10);
+    checkpoint(&watched.cluster);
+    client(&watched.cluster, |counter| counter.tell("sicken"));
+    wait_until_served(&watched, 1);
+    assert_eq!(state(&watched.cluster), (saved, id));
+    assert_eq!(client(&watched.cluster, |counter| counter.tell("health")), "ok");
+    watched.finish();
+}
+
+#[test]
+fn a_container_that_is_killed_beyond_its_limit_of_restarts_goes_to_the_peer() {
+    let name = "a_container_that_is_killed_beyond_its_limit_of_restarts_goes_to_the_peer";
+    let Some(watched) = Watched::start(name, 2, &Described::stateful(&PLAIN).recovery("restart:1, failover")) else {
+        return;
+    };
+    let (_, id) = state(&watched.cluster);
+    for (round, expected) in [(1, 0), (2, 1)] {
+        let saved = count(&watched.cluster, 10);
+        checkpoint(&watched.cluster);
+        watched.signal(0, AGENT, Signal::SIGKILL);
+        wait_until_served(&watched, round);
+        assert_eq!(state(&watched.cluster), (saved, id.clone()));
+        assert_eq!(watched.cluster.owner_of("counter"), Some(expected));
+    }
+    assert_eq!(watched.steps(), ["restart", "failover"]);
+    watched.finish();
+}
+
+#[test]
+fn a_main_process_that_ends_as_it_should_rests() {
+    let name = "a_main_process_that_ends_as_it_should_rests";
+    let stateful = Described::stateful(&PLAIN);
+    let stateless = Described::stateless(&PLAIN);
+    for (described, code) in [
+        (stateful.restart("no"), 0),
+        (Described::stateful(&PLAIN).restart("on-failure"), 0),
+        (Described::stateful(&PLAIN).restart("no"), 3),
+        (stateless.restart("no"), 0),
+        (Described::stateless(&PLAIN).restart("on-failure"), 0),
+    ] {
+        let Some(watched) = Watched::start(name, 1, &described) else { return };
+        count(&watched.cluster, 1);
+        exit(&watched, code);
+        watched.wait_for_phase("stopped");
+        assert_eq!(watched.events("container.stopped").len(), 1);
+        assert_eq!(watched.events("recovery.started"), [], "{}", described.text());
+        assert!(watched.cluster.members[0].node.processes(COUNTER).is_empty());
+        assert!(watched.cluster.members[0].node.processes(AGENT).is_empty());
+        watched.finish();
+    }
+}
+
+#[test]
+fn a_main_process_that_fails_where_failures_are_restarted_does_not_rest() {
+    let name = "a_main_process_that_fails_where_failures_are_restarted_does_not_rest";
+    let Some(watched) = Watched::start(name, 1, &Described::stateful(&PLAIN).restart("on-failure")) else { return };
+    let saved = count(&watched.cluster, 10);
+    checkpoint(&watched.cluster);
+    exit(&watched, 3);
+    wait_until_served(&watched, 1);
+    assert_eq!(state(&watched.cluster).0, saved);
+    watched.finish();
+}
+
+/// Lets a client count on until nobody is there any more, or the container is well.
+fn poll<T>(watched: &Watched, until: impl FnOnce(&Poller) -> T) -> T {
+    let address = format!("{ADDRESS}:7000").parse().unwrap();
+    let (poller, run) = Poller::new(address, Duration::from_millis(10), Duration::from_secs(1));
+    let polling = watched.cluster.lab.on_client(run).unwrap();
+    let got = until(&poller);
+    poller.stop();
+    polling.join().unwrap().unwrap();
+    got
+}
+
+#[test]
+fn a_state_that_ends_every_copy_made_of_it_does_not_loop_for_ever_between_the_nodes() {
+    let name = "a_state_that_ends_every_copy_made_of_it_does_not_loop_for_ever_between_the_nodes";
+    let described = Described::stateful(&PLAIN).without_healthcheck().recovery("restart:1, failover, older-snapshot:2");
+    let Some(watched) = Watched::start(name, 2, &described) else { return };
+    client(&watched.cluster, |counter| counter.tell("arm"));
+    // As many as are kept: there is no other state to go back to.
+    (0..3).for_each(|_| checkpoint(&watched.cluster));
+    poll(&watched, |_| watched.wait_for_phase("failed"));
+    let expected = ["restart", "failover", "restart", "failover", "restart", "older-snapshot", "older-snapshot"];
+    assert_eq!(watched.steps(), expected);
+    // And there it stays.
+    let before = watched.cluster.events().len();
+    thread::sleep(Duration::from_secs(3));
+    let since: Vec<_> = watched.cluster.events().split_off(before);
+    assert!(since.iter().all(|event| !event.kind.starts_with("recovery.")), "{since:#?}");
+    assert_eq!(watched.phase().as_deref(), Some("failed"));
+    for member in &watched.cluster.members {
+        assert!(member.node.processes(COUNTER).is_empty());
+    }
+    watched.finish();
+}
+
+#[test]
+fn a_state_that_ends_every_copy_made_of_it_gives_way_to_the_one_before() {
+    let name = "a_state_that_ends_every_copy_made_of_it_gives_way_to_the_one_before";
+    let described = Described::stateful(&PLAIN).without_healthcheck().recovery("restart:1, older-snapshot:2");
+    let Some(watched) = Watched::start(name, 1, &described) else { return };
+    let saved = count(&watched.cluster, 10);
+    checkpoint(&watched.cluster);
+    client(&watched.cluster, |counter| counter.tell("arm"));
+    checkpoint(&watched.cluster);
+    let answer = poll(&watched, |poller| {
+        watched.cluster.wait("the counter to count again", PATIENCE * 2, |_| poller.last().is_some()).unwrap();
+        poller.seen().answers[0]
+    });
+    assert_eq!(answer.state, saved.next());
+    assert_eq!(watched.steps(), ["restart", "older-snapshot"]);
+    watched.finish();
+}

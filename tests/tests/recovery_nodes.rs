@@ -1,0 +1,221 @@
+//! Whole nodes fail, come back and fail again; and snapshots that turn out to be no good when they are needed.
+
+mod common;
+
+use std::{collections::BTreeSet, fs, time::Duration};
+
+use common::{
+    PATIENCE, checkpoint, client, count, state,
+    watch::{AGENT, COUNTER, Described, Watched},
+};
+use ha_lab::{clients::counter::Poller, demo::ADDRESS};
+use nix::sys::signal::Signal;
+
+const PLAIN: [&str; 3] = [COUNTER, "--ballast-mb", "4"];
+
+fn wait_until_on(watched: &Watched, number: usize) {
+    watched
+        .cluster
+        .wait(&format!("node {number} to run the container"), PATIENCE * 2, |cluster| {
+            cluster.owner_of("counter") == Some(number) && watched.phase().as_deref() == Some("running")
+        })
+        .unwrap();
+}
+
+fn switch_on(watched: &mut Watched, number: usize) {
+    watched.cluster.members[number].node.power_on().unwrap();
+    watched.cluster.members[number].start_manager().unwrap();
+    watched.cluster.wait_for_all().unwrap();
+}
+
+#[test]
+fn a_node_that_comes_back_clears_its_leftovers_and_can_take_over_again() {
+    let name = "a_node_that_comes_back_clears_its_leftovers_and_can_take_over_again";
+    let described = Described::stateful(&[COUNTER, "--file", "/values", "--file", "/data/values"]);
+    let Some(mut watched) = Watched::start(name, 2, &described.volume("data", "/data")) else { return };
+    let (_, id) = state(&watched.cluster);
+    let mut owner = 0;
+    for generation in 1..=4 {
+        let told = count(&watched.cluster, 10);
+        checkpoint(&watched.cluster);
+        watched.cluster.members[owner].power_cut().unwrap();
+        let peer = 1 - owner;
+        wait_until_on(&watched, peer);
+        assert_eq!(state(&watched.cluster), (told, id.clone()), "generation {generation}");
+        assert!(told.is_genuine());
+        switch_on(&mut watched, owner);
+        watched.clean(owner);
+        assert_eq!(watched.cluster.owner_of("counter"), Some(peer), "generation {generation}");
+        owner = peer;
+    }
+    let epochs: Vec<_> = watched.events("ownership.claimed").iter().filter_map(|claim| claim.number("epoch")).collect();
+    let distinct: BTreeSet<u64> = epochs.iter().map(|epoch| *epoch as u64).collect();
+    assert_eq!(distinct.len(), epochs.len(), "an epoch was claimed twice: {epochs:?}");
+    watched.finish();
+}
+
+#[test]
+fn a_node_whose_cable_is_pulled_lets_go_and_can_take_over_again() {
+    let name = "a_node_whose_cable_is_pulled_lets_go_and_can_take_over_again";
+    let Some(mut watched) = Watched::start(name, 2, &Described::stateful(&PLAIN)) else { return };
+    let (_, id) = state(&watched.cluster);
+    let told = count(&watched.cluster, 10);
+    checkpoint(&watched.cluster);
+    watched.cluster.members[0].node.link_down().unwrap();
+    let by = |event: &ha_lab::cluster::Event| event.node == "n2";
+    watched
+        .cluster
+        .wait("the peer to serve", PATIENCE, |cluster| cluster.of_kind("recovery.serving").iter().any(by))
+        .unwrap();
+    assert_eq!(state(&watched.cluster), (told, id.clone()));
+    watched.clean(0);
+    watched.cluster.members[0].node.link_up().unwrap();
+    watched.cluster.wait_for_all().unwrap();
+    // Each held the other for dead; that it was taken over once was enough.
+    assert_eq!(watched.events("ownership.claimed").len(), 2, "{:#?}", watched.events("ownership.claimed"));
+    assert_eq!(watched.cluster.owner_of("counter"), Some(1));
+    let told = count(&watched.cluster, 10);
+    checkpoint(&watched.cluster);
+    watched.cluster.members[1].power_cut().unwrap();
+    wait_until_on(&watched, 0);
+    assert_eq!(state(&watched.cluster), (told, id));
+    switch_on(&mut watched, 1);
+    watched.finish();
+}
+
+/// Every value up to the memory's is in the file: none missing, none twice, none torn, none more.
+fn agrees(watched: &Watched, on: usize, path: &str) {
+    let (restored, _) = state(&watched.cluster);
+    let pid = watched.cluster.members[on].node.processes(COUNTER)[0];
+    let text = fs::read_to_string(format!("/proc/{pid}/root{path}")).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len() as u64, restored.value, "{path}");
+    for (line, n) in lines.iter().zip(1..) {
+        assert!(line.starts_with(&format!("{n} ")), "{path}: line {n} is {line:?}");
+    }
+    assert_eq!(*lines.last().unwrap(), format!("{} {:016x}", restored.value, restored.hash), "{path}");
+}
+
+#[test]
+fn files_of_the_container_and_of_its_volume_agree_with_its_memory_after_each_failover() {
+    let name = "files_of_the_container_and_of_its_volume_agree_with_its_memory_after_each_failover";
+    let described = Described::stateful(&[COUNTER, "--file", "/values", "--file", "/data/values"]);
+    let Some(mut watched) = Watched::start(name, 2, &described.volume("data", "/data")) else { return };
+    let address = format!("{ADDRESS}:7000").parse().unwrap();
+    for (from, to) in [(0, 1), (1, 0)] {
+        count(&watched.cluster, 1);
+        let (poller, run) = Poller::new(address, Duration::ZERO, Duration::from_secs(1));
+        let counting = watched.cluster.lab.on_client(run).unwrap();
+        for _ in 0..3 {
+            let so_far = poller.seen().answers.len();
+            watched.cluster.wait("some counting", PATIENCE, |_| poller.seen().answers.len() > so_far + 50).unwrap();
+            checkpoint(&watched.cluster);
+        }
+        watched.cluster.members[from].power_cut().unwrap();
+        poller.stop();
+        wait_until_on(&watched, to);
+        counting.join().unwrap().unwrap();
+        assert_eq!(poller.seen().wrong, Vec::<String>::new());
+        agrees(&watched, to, "/values");
+        agrees(&watched, to, "/data/values");
+        assert!(state(&watched.cluster).0.is_genuine());
+        switch_on(&mut watched, from);
+    }
+    watched.finish();
+}
+
+#[test]
+fn a_snapshot_that_comes_up_sick_gives_way_to_the_one_before() {
+    let name = "a_snapshot_that_comes_up_sick_gives_way_to_the_one_before";
+    // Nobody checks while it runs; the restore does.
+    let Some(mut watched) = Watched::start(name, 2, &Described::stateful(&PLAIN).check_every("1h", 3)) else { return };
+    let (_, id) = state(&watched.cluster);
+    let saved = count(&watched.cluster, 10);
+    checkpoint(&watched.cluster);
+    client(&watched.cluster, |counter| counter.tell("sicken"));
+    count(&watched.cluster, 5);
+    checkpoint(&watched.cluster);
+    watched.cluster.members[0].power_cut().unwrap();
+    wait_until_on(&watched, 1);
+    assert_eq!(state(&watched.cluster), (saved, id));
+    assert_eq!(watched.steps(), ["failover", "older-snapshot"]);
+    let failed = watched.events("recovery.failed").pop().unwrap();
+    assert!(failed.text("cause").unwrap().contains("healthcheck"), "{failed:?}");
+    switch_on(&mut watched, 0);
+    watched.finish();
+}
+
+#[test]
+fn without_a_good_snapshot_a_container_begins_anew_only_where_its_policy_says_so() {
+    let name = "without_a_good_snapshot_a_container_begins_anew_only_where_its_policy_says_so";
+    for (recovery, steps) in [("failover, cold-start", vec!["failover", "cold-start"]), ("failover", vec!["failover"])]
+    {
+        let described = Described::stateful(&PLAIN).check_every("1h", 3).recovery(recovery);
+        let Some(mut watched) = Watched::start(name, 2, &described) else { return };
+        let (_, id) = state(&watched.cluster);
+        client(&watched.cluster, |counter| counter.tell("sicken"));
+        count(&watched.cluster, 5);
+        checkpoint(&watched.cluster);
+        watched.cluster.members[0].power_cut().unwrap();
+        if steps.contains(&"cold-start") {
+            wait_until_on(&watched, 1);
+            let (value, now) = state(&watched.cluster);
+            assert_eq!(value.value, 0);
+            assert_ne!(now, id);
+            assert_eq!(watched.events("recovery.state-lost").len(), 1);
+        } else {
+            watched
+                .cluster
+                .wait("the container to be given up", PATIENCE, |cluster| {
+                    !cluster.of_kind("recovery.exhausted").is_empty()
+                })
+                .unwrap();
+            assert!(watched.cluster.members[1].node.processes(COUNTER).is_empty());
+        }
+        assert_eq!(watched.steps(), steps);
+        switch_on(&mut watched, 0);
+        watched.finish();
+    }
+}
+
+/// Changes one bit in the middle of the largest object of the newest snapshot.
+fn damage_newest(watched: &Watched) {
+    let newest = fs::read_dir(watched.cluster.lab.store().join("snapshots/counter")).unwrap();
+    let newest = newest.flatten().map(|entry| entry.path()).max().unwrap();
+    let objects = fs::read_dir(newest).unwrap().flatten().map(|entry| entry.path());
+    let chunks = objects.filter(|path| !path.ends_with("manifest"));
+    let chunk = chunks.max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap();
+    let mut bytes = fs::read(&chunk).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&chunk, bytes).unwrap();
+}
+
+#[test]
+fn a_damaged_snapshot_gives_way_to_the_one_before_after_every_step_that_comes_first() {
+    let name = "a_damaged_snapshot_gives_way_to_the_one_before_after_every_step_that_comes_first";
+    let Some(watched) =
+        Watched::start(name, 2, &Described::stateful(&PLAIN).recovery("restart:1, failover, older-snapshot:1"))
+    else {
+        return;
+    };
+    let (_, id) = state(&watched.cluster);
+    let saved = count(&watched.cluster, 10);
+    checkpoint(&watched.cluster);
+    count(&watched.cluster, 5);
+    checkpoint(&watched.cluster);
+    damage_newest(&watched);
+    watched.signal(0, AGENT, Signal::SIGKILL);
+    // Here, on the peer, which gives it back, and here again from the state before.
+    watched.cluster.wait("an older state", PATIENCE * 2, |_| watched.steps().len() == 3).unwrap();
+    wait_until_on(&watched, 0);
+    assert_eq!(watched.steps(), ["restart", "failover", "older-snapshot"]);
+    assert_eq!(state(&watched.cluster), (saved, id.clone()));
+    // Under its new epoch it is checkpointed, and taken over from there.
+    let told = count(&watched.cluster, 3);
+    checkpoint(&watched.cluster);
+    watched.signal(0, COUNTER, Signal::SIGKILL);
+    watched.cluster.wait("the next recovery", PATIENCE, |_| watched.events("recovery.serving").len() == 2).unwrap();
+    assert_eq!(state(&watched.cluster), (told, id));
+    watched.finish();
+}
