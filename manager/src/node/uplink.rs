@@ -6,7 +6,7 @@
 
 use std::{
     fs, io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -31,7 +31,7 @@ struct Seen {
 impl Uplink {
     pub fn new(link: Option<&str>) -> Self {
         let dir = link.map(|link| PathBuf::from("/sys/class/net").join(link));
-        let changes = dir.as_ref().and_then(changes);
+        let changes = dir.as_ref().and_then(|dir| changes(dir));
         Self { dir, seen: Mutex::new(Seen { changes, unsettled_until: None }) }
     }
 
@@ -60,7 +60,7 @@ impl Uplink {
     }
 }
 
-fn changes(dir: &PathBuf) -> Option<u64> {
+fn changes(dir: &Path) -> Option<u64> {
     fs::read_to_string(dir.join("carrier_changes")).ok()?.trim().parse().ok()
 }
 

@@ -101,10 +101,10 @@ impl Place {
         Ok(())
     }
 
-    /// Removes what dumps and restores leave when the manager ends amid them: memory on the tmpfs, files in the staging area.
+    /// Removes what a checkpoint that was broken off has left. The copy and its drafts stay.
     pub fn clear_dumps(&self) -> io::Result<()> {
-        remove_tree(&self.scratch)?;
-        remove_tree(&self.staging())
+        remove_tree(&self.staging())?;
+        remove_tree(&self.scratch)
     }
 
     /// Removes everything.

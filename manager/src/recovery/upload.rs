@@ -380,7 +380,9 @@ mod tests {
     fn uploads() -> (Uploads, watch::Sender<Pending>) {
         let pending = watch::Sender::new(Pending::default());
         let (jobs, reports) = (mpsc::unbounded_channel().0, mpsc::unbounded_channel().1);
-        (Uploads { jobs, reports, pending: pending.clone() }, pending)
+        let progress = watch::Sender::new(Drains { ended: 0, committed: 0, parked: false }).subscribe();
+        let kick = Arc::new(Notify::new());
+        (Uploads { jobs, reports, pending: pending.clone(), progress, kick }, pending)
     }
 
     #[tokio::test]
