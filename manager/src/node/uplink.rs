@@ -72,7 +72,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("carrier"), carrier).unwrap();
         fs::write(dir.path().join("carrier_changes"), changes).unwrap();
-        let seen = Mutex::new(Seen { changes: super::changes(&dir.path().to_owned()), unsettled_until: None });
+        let seen = Mutex::new(Seen { changes: super::changes(dir.path()), unsettled_until: None });
         let uplink = Uplink { dir: Some(dir.path().to_owned()), seen };
         (dir, uplink)
     }
