@@ -68,6 +68,9 @@ fn a_node_whose_cable_is_pulled_lets_go_and_can_take_over_again() {
     watched.clean(0);
     watched.cluster.members[0].node.link_up().unwrap();
     watched.cluster.wait_for_all().unwrap();
+    // Each held the other for dead; that it was taken over once was enough.
+    assert_eq!(watched.events("ownership.claimed").len(), 1, "{:#?}", watched.events("ownership.claimed"));
+    assert_eq!(watched.cluster.owner_of("counter"), Some(1));
     let told = count(&watched.cluster, 10);
     checkpoint(&watched.cluster);
     let owner = watched.cluster.owner_of("counter").unwrap();

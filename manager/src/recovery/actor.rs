@@ -114,6 +114,8 @@ pub(super) struct Actor {
     pub agent_digest: String,
     /// The last wait for something that was away; none since the container was up.
     pub waited: Option<Duration>,
+    /// Snapshots wait on this node for the store, and that was said.
+    pub store_away: bool,
     /// The last attempt was given up because somebody else has the address.
     pub conflict: bool,
     watchdog: Watchdog,
@@ -177,6 +179,7 @@ pub fn spawn(
         agent_digest: ctx.agent.digest(),
         waited: None,
         conflict: false,
+        store_away: false,
         name,
         generation: app.generation,
         app: content,

@@ -278,6 +278,7 @@ impl Actor {
                     detail,
                 );
                 self.last_committed = Some(id);
+                self.store_away = false;
                 self.view.update(|view| {
                     view.last_snapshot = Some(info.clone());
                     view.last_frozen = timing.map(|timing| timing.frozen_at);
@@ -295,7 +296,8 @@ impl Actor {
                 self.answer(id, Err(ApiError::Failed(cause)));
             }
             Report::Waiting { id, cause } => {
-                if self.view.get().checkpoint_problem.is_none() {
+                // Once for the whole absence of the store, whatever else has failed before.
+                if !std::mem::replace(&mut self.store_away, true) {
                     let text = format!("{id} waits on this node: {cause}");
                     self.event("checkpoint.waiting", &text, json!({"snapshot": id, "cause": cause}));
                 }

@@ -360,10 +360,6 @@ impl Actor {
             self.view.update(|view| view.phase = Phase::Stopped);
             return ControlFlow::Continue(());
         }
-        let place = self.place.clone();
-        if let Err(error) = launch::blocking(move || place.clear_dumps()).await {
-            tracing::warn!(container = %self.name, %error, "what unfinished dumps left could not be removed");
-        }
         match self.find(&record).await {
             Ok(live) => {
                 let detail = json!({"pid": live.pid, "epoch": self.owner.epoch});
@@ -390,7 +386,9 @@ impl Actor {
             if !remains.is_running() {
                 return Err(remains.to_string());
             }
-            place.clear_dumps().map_err(|error| format!("what a checkpoint left cannot be removed: {error}"))?;
+            if let Err(error) = place.clear_dumps() {
+                tracing::warn!(container = %name, %error, "what unfinished dumps left could not be removed");
+            }
             let found = ctx.network.find(&name, &identity).map_err(|error| text(&error))?;
             let attachment = found.ok_or("its network is gone")?;
             // A manager that was killed in a checkpoint left the gate closed, or one in a restore the link outside.
