@@ -12,6 +12,7 @@ mod apply;
 mod claim;
 mod ctx;
 mod events;
+mod heard;
 mod lock;
 mod startup;
 mod takeover;
@@ -50,6 +51,7 @@ pub struct Node {
     actors: Mutex<HashMap<ContainerName, ActorHandle>>,
     problems: Mutex<Vec<String>>,
     uplink: uplink::Uplink,
+    heard: heard::Heard,
 }
 
 impl Node {

@@ -83,6 +83,9 @@ impl Node {
             tracing::info!(container = %name, why, "not taken over");
             return;
         }
+        if self.still_runs(name, content, &owner.node).await {
+            return;
+        }
         let why = format!("node {} is dead", owner.node);
         self.take(name, app, owner.epoch, began, why).await;
     }

@@ -65,9 +65,13 @@ async fn follow_peers(node: Arc<Node>, mut events: broadcast::Receiver<Event>) {
         match events.recv().await {
             Ok(event) => {
                 report(&node, &event);
-                if let Event::Dead { node: dead } = event {
-                    let node = Arc::clone(&node);
-                    tokio::spawn(async move { node.peer_died(&dead).await });
+                let node = Arc::clone(&node);
+                match event {
+                    Event::Suspect { node: suspect, .. } => {
+                        drop(tokio::spawn(async move { node.ask_containers_of(&suspect).await }));
+                    }
+                    Event::Dead { node: dead } => drop(tokio::spawn(async move { node.peer_died(&dead).await })),
+                    _ => {}
                 }
             }
             // The scan of the store finds what the missed events were about.
