@@ -57,6 +57,25 @@ pub fn manager_program() -> anyhow::Result<PathBuf> {
     Ok(beside)
 }
 
+/// The static agent: `HA_AGENT_BIN`, or what scripts/build made. The one beside `ha-manager` serves only when there is no
+/// other: `cargo test` puts its own, dynamic one there.
+///
+/// # Errors
+/// When it is not built.
+pub fn agent_program() -> anyhow::Result<PathBuf> {
+    if let Some(path) = std::env::var_os("HA_AGENT_BIN") {
+        return Ok(PathBuf::from(path));
+    }
+    let manager = manager_program()?;
+    let profile = manager.parent().context("ha-manager is in no directory")?;
+    let host = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let name = profile.file_name().unwrap_or_default();
+    let built = profile.with_file_name("agent").join(host).join(name).join("ha-agent");
+    let agent = if built.is_file() { built } else { manager.with_file_name("ha-agent") };
+    anyhow::ensure!(agent.is_file(), "{} is not built: run scripts/build --debug", agent.display());
+    Ok(agent)
+}
+
 /// A node with a manager, or with one that may be started.
 #[derive(Debug)]
 pub struct Member {
@@ -98,7 +117,7 @@ impl Cluster {
             let peers: Vec<String> =
                 (1..=count).filter(|n| *n != number).map(|n| format!("\"10.77.0.{n}:7420\"")).collect();
             let config = node.disk().join("node.toml");
-            fs::write(&config, configuration(&node, &cluster.lab, &peers.join(", "), extra))?;
+            fs::write(&config, configuration(&node, &cluster.lab, &peers.join(", "), extra)?)?;
             cluster.members.push(Member { node, config, manager: None, events: Arc::default() });
         }
         Ok(cluster)
@@ -190,27 +209,21 @@ impl Cluster {
 
 /// Why a test that needs managers cannot run here, or `None` when it can.
 pub fn why_no_cluster() -> Option<String> {
-    let not_built = || {
-        let agent = manager_program().map(|manager| manager.with_file_name("ha-agent"));
-        match agent {
-            Ok(agent) if agent.is_file() => None,
-            Ok(agent) => Some(format!("{} is not built: run scripts/build --debug", agent.display())),
-            Err(err) => Some(err.to_string()),
-        }
-    };
-    crate::why_no_nodes().or_else(not_built)
+    crate::why_no_nodes().or_else(|| agent_program().err().map(|err| err.to_string()))
 }
 
-fn configuration(node: &Node, lab: &Lab, peers: &str, extra: &str) -> String {
+fn configuration(node: &Node, lab: &Lab, peers: &str, extra: &str) -> anyhow::Result<String> {
+    let agent = agent_program()?;
+    let agent = agent.display();
     let (name, address, disk, store) = (node.name(), node.address(), node.disk(), lab.store());
     let (uplink, disk, store) = (Node::UPLINK, disk.display(), store.display());
     let network = format!(
         "[network]\nbridge = \"ha0\"\naddress = \"{address}/16\"\npool = \"10.77.1.0/24\"\nuplink = \"{uplink}\"\n"
     );
-    format!(
-        "node = \"{name}\"\ncluster = \"lab\"\nlisten = \"0.0.0.0:7420\"\nadvertise = \"{address}:7420\"\n\
+    Ok(format!(
+        "agent = \"{agent}\"\nnode = \"{name}\"\ncluster = \"lab\"\nlisten = \"0.0.0.0:7420\"\nadvertise = \"{address}:7420\"\n\
          peers = [{peers}]\nstore = \"file://{store}\"\nstate_dir = \"{disk}/state\"\n{extra}\n\n{network}"
-    )
+    ))
 }
 
 impl Member {

@@ -69,6 +69,11 @@ impl Check {
     }
 }
 
+/// The agent's check alone: a manager refuses an agent that fails it.
+pub fn agent(program: &std::path::Path) -> Check {
+    agent::check(program)
+}
+
 /// Every check of this node but those of its store. Takes about a second, blocks, and leaves nothing behind.
 pub fn run(config: &NodeConfig) -> Vec<Check> {
     let mut checks = vec![process::privileges(), process::checkpoint_restore(), process::resource()];

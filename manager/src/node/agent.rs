@@ -7,7 +7,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::store::{Store, StoreError, keys};
+use crate::{
+    doctor,
+    store::{Store, StoreError, keys},
+};
 
 /// No agent is larger, in bytes.
 const MAX: u64 = 64 << 20;
@@ -29,9 +32,13 @@ impl AgentBinary {
     /// Copies the program to `<state_dir>/agents/<digest>/ha-agent`.
     pub fn install(program: &Path, state_dir: &Path) -> Result<Self, AgentError> {
         let fail = |source| AgentError { path: program.display().to_string(), source };
+        let check = doctor::agent(program);
+        if check.verdict == doctor::Verdict::Fail {
+            return Err(fail(io::Error::new(io::ErrorKind::InvalidData, check.found)));
+        }
         let bytes = fs::read(program).map_err(fail)?;
-        if bytes.len() as u64 > MAX || !bytes.starts_with(b"\x7fELF") {
-            return Err(fail(io::Error::new(io::ErrorKind::InvalidData, "it is no program of at most 64 MiB")));
+        if bytes.len() as u64 > MAX {
+            return Err(fail(io::Error::new(io::ErrorKind::InvalidData, "it is larger than 64 MiB")));
         }
         let agent = Self { root: state_dir.join("agents"), digest: blake3::hash(&bytes) };
         agent.write(&agent.digest, &bytes).map_err(fail)?;

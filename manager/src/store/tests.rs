@@ -223,13 +223,13 @@ async fn a_hung_file_system_hangs_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_read_only_store_is_denied_not_retried() {
+async fn a_read_only_store_is_named_and_waited_for() {
     use nix::mount::{MntFlags, MsFlags, mount, umount2};
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("mnt");
     fs::create_dir(&root).unwrap();
     if let Err(e) = mount(Some("ha-st"), &root, Some("tmpfs"), MsFlags::MS_RDONLY, None::<&str>) {
-        println!("SKIPPED a_read_only_store_is_denied_not_retried: mounting a tmpfs: {e}");
+        println!("SKIPPED a_read_only_store_is_named_and_waited_for: mounting a tmpfs: {e}");
         return;
     }
     let result = async {
@@ -239,8 +239,8 @@ async fn a_read_only_store_is_denied_not_retried() {
     let result = result.await;
     umount2(&root, MntFlags::MNT_DETACH).unwrap();
     let error = result.unwrap_err();
-    assert!(matches!(error, StoreError::Denied { .. }) && !error.is_retryable(), "{}", text(&error));
-    assert!(text(&error).contains("Read-only"), "{}", text(&error));
+    assert!(matches!(error, StoreError::ReadOnly { .. }) && error.is_retryable(), "{}", text(&error));
+    assert!(text(&error).contains("is read-only"), "{}", text(&error));
 }
 
 #[tokio::test(flavor = "multi_thread")]
