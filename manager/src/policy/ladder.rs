@@ -60,9 +60,12 @@ pub struct Situation {
     pub snapshots: Vec<KnownSnapshot>,
     /// Restarts on this node in the last ten minutes.
     pub recent_restarts: u32,
-    /// Restores from an older snapshot on this node in the last ten minutes. Each goes one further back than the one before: a
-    /// state that ends whatever is made of it is not tried for ever.
+    /// Restores from an older snapshot on this node in the last ten minutes: a state that ends whatever is made of it is not
+    /// tried for ever.
     pub recent_older: u32,
+    /// Snapshots restored on this node in the last ten minutes, by whatever step. None of them is an older state worth going
+    /// back to once more; newer ones that were never tried are.
+    pub tried: Vec<SnapshotId>,
     /// Cold starts on this node in the last ten minutes.
     pub recent_cold_starts: u32,
     /// Changes of owner in the last ten minutes. They bound how often two nodes hand a broken container back and forth.
@@ -100,8 +103,9 @@ pub fn plan(policy: &RecoveryPolicy, situation: &Situation) -> Vec<Attempt> {
                 }
             }
             RecoveryStep::OlderSnapshot { max } => {
-                let (gone, left) = (situation.recent_older, max.saturating_sub(situation.recent_older));
-                let older = snapshots.iter().skip(1).skip(gone as usize).take(left as usize);
+                let left = max.saturating_sub(situation.recent_older);
+                let untried = snapshots.iter().skip(1).filter(|id| !situation.tried.contains(id));
+                let older = untried.take(left as usize);
                 let older = older.filter(|_| situation.stateful);
                 attempts.extend(older.map(|id| Attempt::Here { from: Source::Snapshot(*id), step }));
             }
@@ -131,6 +135,7 @@ mod tests {
             snapshots: vec![snap(3, false), snap(2, true), snap(1, true)],
             recent_restarts: 0,
             recent_older: 0,
+            tried: Vec::new(),
             recent_cold_starts: 0,
             recent_failovers: 0,
             peers: vec!["b".parse().unwrap()],
@@ -195,12 +200,24 @@ mod tests {
         policy.steps.push(RecoveryStep::ColdStart);
         let mut next = |older, cold| {
             (broken.recent_older, broken.recent_cold_starts) = (older, cold);
+            // The newest by a restart, then one further back each time.
+            broken.tried = broken.snapshots.iter().take(1 + older as usize).map(|snapshot| snapshot.id).collect();
             sources(&plan(&policy, &broken))
         };
         assert_eq!(next(0, 0), ["e1-3", "e1-2", "image"]);
         assert_eq!(next(1, 0), ["e1-2", "image"]);
         assert_eq!(next(2, 0), ["image"]);
         assert_eq!(next(2, 1), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_good_snapshot_taken_after_an_older_state_was_restored_is_not_passed_over() {
+        let mut again = situation(Scope::Process);
+        again.snapshots = (1..=5).rev().map(|seq| snap(seq, true)).collect();
+        (again.recent_restarts, again.recent_failovers, again.recent_older) = (3, 2, 1);
+        // e1-2 was gone back to; e1-3 to e1-5 were taken since, and e1-5 is damaged or fails.
+        again.tried = vec![snap(2, true).id, snap(5, true).id];
+        assert_eq!(sources(&plan(&RecoveryPolicy::stateful_default(), &again)), ["e1-4"]);
     }
 
     proptest! {
@@ -216,7 +233,7 @@ mod tests {
             ] };
             let got = plan(&policy, &Situation {
                 scope: if node { Scope::Node } else { Scope::Container }, stateful, snapshots: snapshots.clone(),
-                recent_restarts: restarts, recent_older: olders, recent_cold_starts: 0, recent_failovers: failovers, peers: vec![],
+                recent_restarts: restarts, recent_older: olders, tried: vec![], recent_cold_starts: 0, recent_failovers: failovers, peers: vec![],
             });
             let mut by_restart = 0;
             let mut by_older = 0;

@@ -28,7 +28,7 @@ use crate::{
     api::ApiError,
     node::Ctx,
     ownership::Owner,
-    policy::{Schedule, Scope},
+    policy::{Schedule, Scope, Source},
     snapshot::{NetworkIdentity, SnapshotKind},
     spec::{ContainerName, RecoveryStep, RestartPolicy, SnapshotId, StateKind},
     store::apps::{App, AppContent},
@@ -107,7 +107,7 @@ pub(super) struct Actor {
     pub next_seq: u64,
     pub last_committed: Option<SnapshotId>,
     /// The steps of the ladder that brought it up here lately.
-    pub tried: Vec<(Instant, RecoveryStep)>,
+    pub tried: Vec<(Instant, Source, RecoveryStep)>,
     /// Operators waiting for the commit of a snapshot.
     pub waiting: Vec<(SnapshotId, oneshot::Sender<Result<serde_json::Value, ApiError>>)>,
     /// The agent's program that the copy runs.

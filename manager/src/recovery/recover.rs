@@ -180,9 +180,9 @@ impl Actor {
 
     async fn situation(&mut self, scope: Scope, snapshots: Vec<KnownSnapshot>) -> Situation {
         let now = Instant::now();
-        self.tried.retain(|(at, _)| now.duration_since(*at) < RESTART_WINDOW);
+        self.tried.retain(|(at, ..)| now.duration_since(*at) < RESTART_WINDOW);
         let recent = |is: fn(&RecoveryStep) -> bool| {
-            u32::try_from(self.tried.iter().filter(|(_, step)| is(step)).count()).unwrap_or(u32::MAX)
+            u32::try_from(self.tried.iter().filter(|(_, _, step)| is(step)).count()).unwrap_or(u32::MAX)
         };
         let peers = self.ctx.membership.peers().into_iter();
         let alive = peers.filter(|peer| peer.liveness == crate::membership::Liveness::Alive);
@@ -193,6 +193,11 @@ impl Actor {
             snapshots,
             recent_restarts: recent(|step| matches!(step, RecoveryStep::Restart { .. })),
             recent_older: recent(|step| matches!(step, RecoveryStep::OlderSnapshot { .. })),
+            tried: self
+                .tried
+                .iter()
+                .filter_map(|(_, from, _)| if let Source::Snapshot(id) = from { Some(*id) } else { None })
+                .collect(),
             recent_cold_starts: recent(|step| matches!(step, RecoveryStep::ColdStart)),
             recent_failovers: self.recent_failovers().await,
             peers: policy::rank(&self.name, candidates),
@@ -270,7 +275,7 @@ impl Actor {
     }
 
     fn recovered(&mut self, from: Source, step: RecoveryStep, began: Instant) {
-        self.tried.push((Instant::now(), step));
+        self.tried.push((Instant::now(), from, step));
         self.view.update(|view| view.recoveries += 1);
         let detail = json!({"ms": ms(began), "epoch": self.owner.epoch, "from": source_name(from)});
         self.event("recovery.serving", &format!("the container serves again, from {}", source_name(from)), detail);
