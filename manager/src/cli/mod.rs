@@ -57,8 +57,10 @@ pub async fn execute(cli: Cli) -> Result<(), CliError> {
         }
         Command::Doctor(args) => examine(args).await,
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "ha-manager", &mut stdout());
-            Ok(())
+            // Into memory first: the generator takes a closed pipe for impossible.
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "ha-manager", &mut text);
+            print(String::from_utf8_lossy(&text).trim_end())
         }
         Command::Man { command } => manual(command.as_deref()),
     }

@@ -251,6 +251,10 @@ impl Actor {
                     self.agent_digest = restored.agent_digest.unwrap_or_else(|| self.ctx.agent.digest());
                     self.schedule.iter_mut().for_each(|schedule| schedule.restart(Instant::now()));
                     self.last_committed = Some(id);
+                    self.view.update(|view| {
+                        (view.last_snapshot, view.last_frozen) = (Some(restored.info), None);
+                        view.health = restored.health;
+                    });
                     restored.live
                 })
             }

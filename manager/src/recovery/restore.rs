@@ -11,6 +11,7 @@
 use std::{fs, sync::Arc, time::Instant};
 
 use chrono::Utc;
+use ha_proto::control::SnapshotInfo;
 use serde_json::json;
 
 use super::{
@@ -21,6 +22,7 @@ use super::{
 };
 use crate::{
     agentlink::{AgentLink, ChannelDir},
+    api::snapshot_info,
     checkpoint,
     network::{self, NetIdentity, SurvivorLimits, Survivors},
     node::Ctx,
@@ -33,6 +35,8 @@ use crate::{
 pub(super) struct Restored {
     pub live: Live,
     pub agent_digest: Option<String>,
+    pub info: SnapshotInfo,
+    pub health: &'static str,
 }
 
 pub(super) async fn restore(
@@ -104,8 +108,9 @@ pub(super) async fn restore(
     if let Err(error) = fs::remove_dir_all(&images) {
         tracing::warn!(container = %name, %error, "the images of the restore could not be removed");
     }
-    let live = Live::new(pid, link, status.incarnation).map_err(LaunchError::io("watch the container"))?;
-    Ok(Restored { live, agent_digest: manifest.meta.agent_digest.clone() })
+    let live = Live::new(pid, link, status.incarnation.clone()).map_err(LaunchError::io("watch the container"))?;
+    let (info, health) = (snapshot_info(&manifest), live::health_name(&status));
+    Ok(Restored { live, agent_digest: manifest.meta.agent_digest, info, health })
 }
 
 /// The upper layer and the volumes of the snapshot, in place.

@@ -272,6 +272,7 @@ impl Worker {
                     self.drains.send_modify(|drains| drains.committed += 1);
                     self.remove(queue, id).await;
                     self.report(report);
+                    blocking(give_back_memory).await;
                 }
                 Err(error) if error.is_retryable() => {
                     let wait = self.retry.as_ref().map_or(FIRST_RETRY, |retry| (retry.wait * 2).min(LONGEST_RETRY));
@@ -370,6 +371,16 @@ impl Worker {
     fn report(&self, report: Report) {
         // Nobody listens only when the actor has ended.
         let _ = self.outbox.send(report);
+    }
+}
+
+/// The buffers of a snapshot are large and, between checkpoints, in nobody's use; the allocator would keep them resident.
+fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes no pointer and may be called at any time, from any thread; the allocator locks itself.
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 
