@@ -168,8 +168,13 @@ fn a_state_that_ends_every_copy_made_of_it_does_not_loop_for_ever_between_the_no
     // As many as are kept: there is no other state to go back to.
     (0..3).for_each(|_| checkpoint(&watched.cluster));
     poll(&watched, |_| watched.wait_for_phase("failed"));
+    // A second older state is there only if the first one ended before it was checkpointed again (three are kept).
     let expected = ["restart", "failover", "restart", "failover", "restart", "older-snapshot", "older-snapshot"];
-    assert_eq!(watched.steps(), expected);
+    let steps = watched.steps();
+    assert!(
+        steps.len() >= 6 && expected.starts_with(&steps.iter().map(|step| &**step).collect::<Vec<_>>()),
+        "{steps:?}"
+    );
     // And there it stays.
     let before = watched.cluster.events().len();
     thread::sleep(Duration::from_secs(3));
