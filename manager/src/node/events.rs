@@ -46,7 +46,8 @@ struct Line {
     container: String,
     kind: String,
     message: String,
-    detail: serde_json::Value,
+    /// JSON as text: read back it has to be what was written to the last digit, for followers know an event by what it says.
+    detail: String,
 }
 
 impl EventLog {
@@ -81,7 +82,7 @@ impl EventLog {
             detail_json: detail.to_string(),
         };
         let mut inner = self.lock();
-        if let Err(err) = inner.append(&event, detail) {
+        if let Err(err) = inner.append(&event) {
             tracing::warn!(error = %err, "the event could not be written to {}", inner.path.display());
         }
         inner.recent.push_back(event.clone());
@@ -105,14 +106,14 @@ impl EventLog {
 }
 
 impl Inner {
-    fn append(&mut self, event: &Event, detail: serde_json::Value) -> io::Result<()> {
+    fn append(&mut self, event: &Event) -> io::Result<()> {
         let mut line = serde_json::to_vec(&Line {
             at: event.at.clone(),
             node: event.node.clone(),
             container: event.container.clone(),
             kind: event.kind.clone(),
             message: event.message.clone(),
-            detail,
+            detail: event.detail_json.clone(),
         })?;
         line.push(b'\n');
         if self.size + line.len() as u64 > FILE_MAX {
@@ -140,7 +141,7 @@ fn read_back(file: File, path: &Path, recent: &mut VecDeque<Event>) -> io::Resul
                 container: line.container,
                 kind: line.kind,
                 message: line.message,
-                detail_json: line.detail.to_string(),
+                detail_json: line.detail,
             }),
             _ => unreadable += 1,
         }
@@ -168,7 +169,7 @@ mod tests {
     fn events_come_back_after_a_restart_even_behind_a_torn_line() {
         let dir = tempfile::tempdir().unwrap();
         let log = EventLog::open(dir.path(), node()).unwrap();
-        log.emit(Some(&"c".parse().unwrap()), "checkpoint.committed", "done", json!({"frozen_ms": 1.5}));
+        log.emit(Some(&"c".parse().unwrap()), "checkpoint.committed", "done", json!({"frozen_ms": 114.08599999999998}));
         drop(log);
         let mut file = OpenOptions::new().append(true).open(dir.path().join("events.jsonl")).unwrap();
         file.write_all(b"{\"at\":\"2026-").unwrap();
@@ -177,7 +178,7 @@ mod tests {
         assert_eq!(past.len(), 1);
         assert_eq!(
             (past[0].kind.as_str(), past[0].detail_json.as_str()),
-            ("checkpoint.committed", "{\"frozen_ms\":1.5}")
+            ("checkpoint.committed", "{\"frozen_ms\":114.08599999999998}")
         );
         log.emit(None, "node.started", "again", json!({}));
         assert_eq!(live.try_recv().unwrap().kind, "node.started");
