@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ha_proto::agent::{Event, Health, Phase as AgentPhase, event::Kind};
+use ha_proto::agent::Event;
 use serde_json::json;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -14,7 +14,8 @@ use tokio::{
 };
 
 use super::{
-    live::{Live, health_name},
+    heed::{Found, PING_EVERY},
+    live::Live,
     order::{Command, Order, ProgressSender},
     place::Place,
     record::{LocalPhase, LocalRecord, RECORD_VERSION},
@@ -24,22 +25,18 @@ use super::{
     view::{ContainerView, Phase, SharedView},
 };
 use crate::{
-    agentlink::{Verdict, Watchdog, WatchdogConfig},
+    agentlink::{Watchdog, WatchdogConfig},
     api::ApiError,
     node::Ctx,
     ownership::Owner,
     policy::{Schedule, Scope, Source},
     snapshot::{NetworkIdentity, SnapshotKind},
-    spec::{ContainerName, RecoveryStep, RestartPolicy, SnapshotId, StateKind},
+    spec::{ContainerName, RecoveryStep, SnapshotId, StateKind},
     store::apps::{App, AppContent},
 };
 
-/// How often the agent is asked whether it is there.
-const PING_EVERY: Duration = Duration::from_secs(1);
 /// What is being packed and uploaded when the manager ends is waited for this long.
 const PACK_PATIENCE: Duration = Duration::from_secs(10);
-/// What an agent said before it ended arrives within this time, or was never said.
-const LAST_WORDS: Duration = Duration::from_millis(500);
 /// Restarts are counted over this long, as the `recovery` annotation documents.
 pub(super) const RESTART_WINDOW: Duration = Duration::from_secs(600);
 
@@ -118,17 +115,9 @@ pub(super) struct Actor {
     pub store_away: bool,
     /// The last attempt was given up because somebody else has the address.
     pub conflict: bool,
-    watchdog: Watchdog,
+    pub(super) watchdog: Watchdog,
     next_ping: Instant,
     inbox: mpsc::Receiver<Command>,
-}
-
-/// What a ping found.
-enum Found {
-    Well,
-    Lost(Scope, String),
-    /// The main process ended as it was meant to.
-    Done(String),
 }
 
 enum Input {
@@ -289,99 +278,6 @@ impl Actor {
         ControlFlow::Continue(())
     }
 
-    /// Asks the agent how things are.
-    async fn ping(&mut self) -> Found {
-        let State::Up(live) = &self.state else { return Found::Well };
-        self.watchdog.pinged(Instant::now());
-        match live.link.ping(PING_EVERY).await {
-            Ok(status) => {
-                self.watchdog.answered(Instant::now());
-                self.view.update(|view| view.health = health_name(&status));
-                // Said by events too; asked here because an event can be lost.
-                match (status.phase(), status.last_end) {
-                    (AgentPhase::Ended, Some(end)) if rests(self.app.spec.restart, end.code) => {
-                        Found::Done(format!("the main process ended with {}", end.code))
-                    }
-                    (AgentPhase::Ended, _) => Found::Lost(Scope::Process, "the main process has ended".to_owned()),
-                    (AgentPhase::GaveUp, _) => {
-                        Found::Lost(Scope::Container, "the main process failed too often in a row".to_owned())
-                    }
-                    _ => Found::Well,
-                }
-            }
-            Err(_) => {
-                self.watchdog.missed();
-                match self.watchdog.verdict(Instant::now()) {
-                    Verdict::Hung(since) => {
-                        Found::Lost(Scope::Container, format!("the agent has not answered for {since:.1?}"))
-                    }
-                    Verdict::Alive | Verdict::Late(_) => Found::Well,
-                }
-            }
-        }
-    }
-
-    /// The container's init is no more: because its work is done, which the agent said before it ended, or for no good reason.
-    async fn exited(&mut self) -> ControlFlow<()> {
-        let policy = self.app.spec.restart;
-        while let (State::Up(live), RestartPolicy::No | RestartPolicy::OnFailure { .. }) = (&mut self.state, policy) {
-            match tokio::time::timeout(LAST_WORDS, live.events.recv()).await {
-                Ok(Some(event)) => {
-                    if matches!(event.kind, Some(Kind::ProcessEnded(ended)) if rests(policy, ended.code)) {
-                        return self.agent_event(event).await;
-                    }
-                }
-                Ok(None) | Err(_) => break,
-            }
-        }
-        self.lost(Scope::Container, "the container ended".into()).await
-    }
-
-    async fn agent_event(&mut self, event: Event) -> ControlFlow<()> {
-        match event.kind {
-            Some(Kind::ProcessEnded(ended)) => {
-                let stateful = matches!(self.app.spec.state, StateKind::Stateful { .. });
-                self.event(
-                    "process.ended",
-                    &format!("the main process ended with {}", ended.code),
-                    json!({"code": ended.code}),
-                );
-                if rests(self.app.spec.restart, ended.code) {
-                    return self.rest(format!("the main process ended with {}", ended.code)).await;
-                }
-                if !stateful {
-                    return ControlFlow::Continue(());
-                }
-                self.lost(Scope::Process, format!("the main process ended with {}", ended.code)).await
-            }
-            Some(Kind::Restarting(restart)) => {
-                let detail = json!({"attempt": restart.attempt, "delay_ms": restart.delay_ms});
-                self.event("process.restarting", "the agent restarts the main process", detail);
-                ControlFlow::Continue(())
-            }
-            Some(Kind::HealthChanged(change)) => {
-                let health = change.health();
-                let name = match health {
-                    Health::Unspecified | Health::None => "none",
-                    Health::Starting => "starting",
-                    Health::Healthy => "healthy",
-                    Health::Unhealthy => "unhealthy",
-                };
-                self.view.update(|view| view.health = name);
-                self.event("health.changed", &format!("now {name}"), json!({"health": name, "output": change.output}));
-                if health == Health::Unhealthy {
-                    return self.lost(Scope::Process, "the healthcheck fails".into()).await;
-                }
-                ControlFlow::Continue(())
-            }
-            Some(Kind::GaveUp(gave_up)) => {
-                self.lost(Scope::Container, format!("the main process failed {} times in a row", gave_up.attempts))
-                    .await
-            }
-            Some(Kind::Started(_)) | None => ControlFlow::Continue(()),
-        }
-    }
-
     async fn command(&mut self, command: Command) -> ControlFlow<()> {
         match command {
             Command::Order { order, progress, reply } => match order {
@@ -454,7 +350,7 @@ impl Actor {
     }
 
     /// The container ended as it should.
-    async fn rest(&mut self, why: String) -> ControlFlow<()> {
+    pub(super) async fn rest(&mut self, why: String) -> ControlFlow<()> {
         self.event("container.stopped", &why, json!({}));
         // Reported; what is left has no process any more that could do something.
         let _ = self.clear(Extent::Running).await;
@@ -526,13 +422,4 @@ impl Actor {
 /// Before the agent has said anything: what has a healthcheck is not healthy until it says so.
 pub(super) fn health_at_first(app: &AppContent) -> &'static str {
     if app.spec.healthcheck.is_some() { "starting" } else { "none" }
-}
-
-/// Whether a main process that ended with `code` was meant to.
-fn rests(policy: RestartPolicy, code: i32) -> bool {
-    match policy {
-        RestartPolicy::No => true,
-        RestartPolicy::OnFailure { .. } => code == 0,
-        RestartPolicy::Always | RestartPolicy::UnlessStopped => false,
-    }
 }

@@ -24,6 +24,7 @@
 mod actor;
 mod checkpoint;
 mod handover;
+mod heed;
 mod launch;
 mod live;
 mod order;

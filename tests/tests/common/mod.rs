@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 mod leftovers;
+pub mod operator;
 pub mod watch;
 
 use std::{
