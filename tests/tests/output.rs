@@ -11,7 +11,7 @@ use std::{
 use common::{
     PATIENCE, cannot_run, checkpoint, count,
     operator::{counter_with, file, notes, ok, phase, refused, run, texts, walk},
-    state, with_counter,
+    with_counter,
 };
 use ha_lab::{
     cluster::{Cluster, Member},
