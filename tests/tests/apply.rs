@@ -6,7 +6,7 @@ use std::{fs, process::Command, time::SystemTime};
 
 use common::{
     PATIENCE, cannot_run, checkpoint, count,
-    operator::{counter_with, file, ok, refused, run},
+    operator::{counter_with, file, ok, refused},
     state, with_counter,
 };
 use ha_lab::{

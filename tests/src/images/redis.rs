@@ -12,7 +12,7 @@ fn program() -> anyhow::Result<PathBuf> {
 }
 
 pub(super) fn key() -> anyhow::Result<String> {
-    Ok(format!("{}-{}", rootfs::key(1, &[program()?])?, counter::key()))
+    Ok(format!("{}-{}", rootfs::key(2, &[program()?])?, counter::key()))
 }
 
 pub(super) fn make(root: &Path) -> anyhow::Result<()> {
@@ -22,7 +22,6 @@ pub(super) fn make(root: &Path) -> anyhow::Result<()> {
         rootfs::copy(root, &library)?;
     }
     // Debian's redis-server is a link to redis-check-rdb: the name it runs under decides what it is.
-    fs::create_dir_all(root.join("bin"))?;
     fs::copy(&program, root.join("bin/redis-server"))?;
     counter::install(root, "bin/probe")
 }

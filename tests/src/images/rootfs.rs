@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeSet, hash_map::DefaultHasher},
     fs,
     hash::{Hash, Hasher},
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{MetadataExt, symlink},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -22,8 +22,13 @@ pub fn key(recipe: u32, files: &[PathBuf]) -> anyhow::Result<String> {
     Ok(format!("{:016x}", hasher.finish()))
 }
 
-/// Makes the directories that every container image has.
+/// Makes the directories that every container image has. As in Debian, /bin and its like are links into /usr: whether a
+/// loader finds a library in /lib or in /usr/lib depends on the libc, and VLC looks for its plugins beside its library.
 pub fn skeleton(root: &Path) -> anyhow::Result<()> {
+    for dir in ["bin", "sbin", "lib", "lib64"] {
+        fs::create_dir_all(root.join("usr").join(dir))?;
+        symlink(Path::new("usr").join(dir), root.join(dir))?;
+    }
     for dir in ["dev", "proc", "sys", "tmp", "run", "etc", "root", "data", "var/tmp"] {
         fs::create_dir_all(root.join(dir))?;
     }

@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -47,7 +46,7 @@ fn program() -> anyhow::Result<PathBuf> {
 }
 
 pub(super) fn key() -> anyhow::Result<String> {
-    Ok(format!("{}-{}", rootfs::key(3, &[program()?])?, counter::key()))
+    Ok(format!("{}-{}", rootfs::key(4, &[program()?])?, counter::key()))
 }
 
 /// The directory of VLC's plugins: /usr/lib/TRIPLE/vlc.
@@ -91,10 +90,8 @@ pub(super) fn make(root: &Path) -> anyhow::Result<()> {
     for file in rootfs::closure(&loaded)?.iter().chain(&plugins) {
         rootfs::copy(root, file)?;
     }
-    fs::create_dir_all(root.join("usr/bin"))?;
     fs::write(root.join("usr/bin/vlc"), allow_root(&fs::read(&program)?)?)?;
     crate::run(Command::new("chmod").arg("755").arg(root.join("usr/bin/vlc")))?;
-    symlink("usr/bin", root.join("bin"))?;
     counter::install(root, "usr/bin/probe")?;
     clip(&root.join("clip.ts"))
 }
