@@ -10,8 +10,13 @@ use common::{
     with_counter,
 };
 use ha_lab::{
+    cluster::Cluster,
     demo::{Outcome, Play, Workload, play},
     have, images, skipped,
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
 };
 
 fn play_once(test: &str, workload: Workload, needs: &[&str]) -> Option<Outcome> {
@@ -155,17 +160,39 @@ fn damage_newest(dir: &std::path::Path, flip: bool) {
     fs::write(&chunk, bytes).unwrap();
 }
 
+/// Ends CRIU as soon as it is there, until the container has been given up.
+fn kill_criu_until_given_up(watched: &Watched, on: usize) {
+    let mut killed = 0;
+    let given_up = |cluster: &Cluster| {
+        for pid in cluster.members[on].node.processes("criu") {
+            // It may have ended by itself in between.
+            killed += usize::from(kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL).is_ok());
+        }
+        !cluster.of_kind("recovery.exhausted").is_empty()
+    };
+    watched.cluster.wait("the container to be given up", PATIENCE, given_up).unwrap();
+    assert!(killed > 0, "there was no CRIU to kill");
+}
+
 #[test]
 fn what_a_failed_takeover_made_is_gone() {
-    // Nothing but the newest snapshot is tried, so that nothing comes up in the end.
-    let described = Described::stateful(&[COUNTER]).recovery("failover");
-    let Some(mut watched) = Watched::start("what_a_failed_takeover_made_is_gone", 2, &described) else { return };
-    count(&watched.cluster, 10);
-    checkpoint(&watched.cluster);
-    let cut = watched.cluster.members[0].power_cut().unwrap();
-    damage_newest(&watched.cluster.lab.store().join("snapshots/counter"), true);
-    watched.cluster.wait_for_event("recovery.exhausted", cut.at, 1, PATIENCE).unwrap();
-    // It still has the container, which rests as failed; removed, nothing of it is left.
-    assert_eq!(watched.phase().as_deref(), Some("failed"));
-    watched.finish();
+    let name = "what_a_failed_takeover_made_is_gone";
+    for damaged in [true, false] {
+        // Nothing but the newest snapshot is tried, so that nothing comes up in the end.
+        let described = Described::stateful(&[COUNTER]).recovery("failover");
+        let Some(mut watched) = Watched::start(name, 2, &described) else { return };
+        count(&watched.cluster, 10);
+        checkpoint(&watched.cluster);
+        let cut = watched.cluster.members[0].power_cut().unwrap();
+        if damaged {
+            damage_newest(&watched.cluster.lab.store().join("snapshots/counter"), true);
+            watched.cluster.wait_for_event("recovery.exhausted", cut.at, 1, PATIENCE).unwrap();
+        } else {
+            kill_criu_until_given_up(&watched, 1);
+        }
+        // It still has the container, which rests as failed: its files are there and nothing else.
+        assert_eq!(watched.phase().as_deref(), Some("failed"));
+        watched.clean_but_for_files(1);
+        watched.finish();
+    }
 }

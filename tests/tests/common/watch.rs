@@ -122,6 +122,16 @@ impl Watched {
         assert!(gone.is_ok(), "left on node {number}: {:#?}\n{:?}", left(), gone);
     }
 
+    /// As `clean`, but the container may still be this node's: its files may be there.
+    pub fn clean_but_for_files(&self, number: usize) {
+        let left = || {
+            let left = look(&self.cluster, number);
+            left.difference(&self.before[number]).filter(|line| !line.starts_with("file ")).cloned().collect::<Vec<_>>()
+        };
+        let gone = self.cluster.wait("what was made to go", PATIENCE, |_| left().is_empty());
+        assert!(gone.is_ok(), "left on node {number}: {:#?}\n{:?}", left(), gone);
+    }
+
     /// Nothing is left on the nodes that do not run the container, and nothing anywhere once it is removed.
     pub fn finish(self) {
         let owner = self.cluster.owner_of("counter").expect("nobody has the counter");
