@@ -12,6 +12,9 @@
 //!
 //! A check the manager asked for makes the container healthy when it succeeds. When it fails it does not count: how often
 //! the manager asks has no influence on how soon a container is unhealthy.
+//!
+//! A scheduled check that a checkpoint breaks off does not count and begins again after it. The next one is spared, or a check
+//! that takes longer than checkpoints are apart would never have a result.
 
 use std::time::Duration;
 
@@ -41,6 +44,8 @@ pub struct Machine {
     next_at: Duration,
     held_until: Duration,
     running: Option<Running>,
+    /// The check before was broken off; this one is not.
+    spared: bool,
 }
 
 impl Machine {
@@ -54,6 +59,7 @@ impl Machine {
             next_at: Duration::ZERO,
             held_until: Duration::ZERO,
             running: None,
+            spared: false,
         }
     }
 
@@ -71,6 +77,23 @@ impl Machine {
 
     pub fn is_running(&self) -> bool {
         self.running.is_some()
+    }
+
+    /// True when the running check is one of the schedule's own: nobody waits for its result.
+    pub fn is_scheduled(&self) -> bool {
+        self.running.as_ref().is_some_and(|running| running.origin == Origin::Schedule)
+    }
+
+    /// True when a checkpoint may end the running check without a result.
+    pub fn may_break_off(&self) -> bool {
+        self.is_scheduled() && !self.spared
+    }
+
+    /// The running check was ended without a result; the next is due at once.
+    pub fn broken_off(&mut self, now: Duration) {
+        self.running = None;
+        self.spared = true;
+        self.next_at = now;
     }
 
     /// Returns the new health when it changed.
@@ -105,6 +128,7 @@ impl Machine {
     /// The running check ended. Returns the new health when it changed.
     pub fn finished(&mut self, now: Duration, success: bool) -> Option<Health> {
         let running = self.running.take()?;
+        self.spared = false;
         let change = self.judge(&running, success);
         self.next_at = now + self.interval(now);
         change
@@ -141,8 +165,7 @@ impl Machine {
     fn interval(&self, now: Duration) -> Duration {
         let Some(config) = &self.config else { return Duration::ZERO };
         let starting = self.health == Health::Starting && self.started.is_some_and(|s| now < s + self.start_period());
-        let usual = config.interval_ms;
-        Duration::from_millis(if starting { config.start_interval_ms.min(usual) } else { usual })
+        Duration::from_millis(if starting { config.start_interval_ms } else { config.interval_ms })
     }
 }
 

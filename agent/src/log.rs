@@ -2,7 +2,8 @@
 //!
 //! The file is on a bind mount of the node, so it may not be open while the container is dumped, and it may fail in every
 //! way a node's disk can. None of them reaches the main process: its pipes are read regardless, what cannot be written
-//! waits in a bounded buffer, and what does not fit there is counted and owned up to in the log itself.
+//! waits in a bounded buffer, and what does not fit there is counted and owned up to in the log itself. Only a disk that
+//! fails costs lines: while it takes them, a full buffer is written at once.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -14,7 +15,7 @@ use std::{
 
 use crate::{
     clock,
-    frame::{Stream, record},
+    frame::{MAX_CONTENT, Stream, record},
     names,
 };
 
@@ -27,6 +28,9 @@ const A_LOT: usize = 64 * 1024;
 
 /// Written at once; more than the longest record.
 const PIECE: usize = 32 * 1024;
+
+/// More than the longest record: one always fits into an empty buffer.
+const LONGEST: usize = MAX_CONTENT + 64;
 
 /// After a failure.
 const RETRY: Duration = Duration::from_secs(1);
@@ -44,6 +48,10 @@ pub struct Log {
     dropped: u64,
     dropped_total: u64,
     flush_at: Duration,
+    /// The last write failed: what does not fit is dropped without another try before `flush_at`.
+    failing: bool,
+    /// The time of the last `flush`.
+    now: Duration,
 }
 
 impl Log {
@@ -54,30 +62,36 @@ impl Log {
             path: channel.join(names::LOG),
             old: channel.join(names::OLD_LOG),
             max_file: max / 2,
-            max_buffer: MAX_BUFFER.min(usize::try_from(max / 4).unwrap_or(MAX_BUFFER)),
+            max_buffer: usize::try_from(max / 4).unwrap_or(MAX_BUFFER).clamp(LONGEST, MAX_BUFFER),
             buffer: Vec::new(),
             dropped: 0,
             dropped_total: 0,
             flush_at: Duration::ZERO,
+            failing: false,
+            now: Duration::ZERO,
         }
     }
 
-    /// Takes one record in, or counts it as dropped.
+    /// Takes one record in, or counts it as dropped when there is no room and the disk gives none.
     pub fn push(&mut self, record: &[u8]) {
+        if !self.fits(record) && !self.failing {
+            self.flush_now(self.now);
+        }
+        if !self.fits(record) {
+            self.dropped += 1;
+            self.dropped_total += 1;
+            return;
+        }
         if self.dropped > 0 {
-            let notice = self.notice();
-            if self.buffer.len() + notice.len() + record.len() > self.max_buffer {
-                self.drop_one();
-                return;
-            }
-            self.buffer.extend_from_slice(&notice);
+            self.buffer.extend_from_slice(&self.notice());
             self.dropped = 0;
         }
-        if self.buffer.len() + record.len() > self.max_buffer {
-            self.drop_one();
-        } else {
-            self.buffer.extend_from_slice(record);
-        }
+        self.buffer.extend_from_slice(record);
+    }
+
+    fn fits(&self, record: &[u8]) -> bool {
+        let notice = if self.dropped > 0 { self.notice().len() } else { 0 };
+        self.buffer.len() + notice + record.len() <= self.max_buffer
     }
 
     /// Something the agent itself has to say, on one line.
@@ -97,6 +111,7 @@ impl Log {
 
     /// Writes what is waiting, if it is time. A failure is retried later.
     pub fn flush(&mut self, now: Duration) {
+        self.now = now;
         let due = now >= self.flush_at || (self.buffer.len() >= A_LOT && self.dropped == 0);
         if self.deadline().is_some() && due {
             self.flush_now(now);
@@ -113,11 +128,13 @@ impl Log {
             let piece = &self.buffer[..self.buffer.len().min(PIECE)];
             let end = piece.iter().rposition(|b| *b == b'\n').map_or(piece.len(), |at| at + 1);
             if let Err(_unwritable) = self.append(&self.buffer[..end]) {
+                self.failing = true;
                 self.flush_at = now + RETRY; // Nowhere to say it: `Status.log_dropped_lines` tells once lines are lost.
                 return;
             }
             self.buffer.drain(..end);
         }
+        self.failing = false;
         self.flush_at = now + GATHER;
         if self.dropped > 0 {
             self.buffer = self.notice();
@@ -147,11 +164,6 @@ impl Log {
         let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
         let file = OpenOptions::new().append(true).create(true).mode(0o600).custom_flags(flags).open(&self.path)?;
         if file.metadata()?.is_file() { Ok(file) } else { Err(io::ErrorKind::InvalidInput.into()) }
-    }
-
-    fn drop_one(&mut self) {
-        self.dropped += 1;
-        self.dropped_total += 1;
     }
 
     fn notice(&self) -> Vec<u8> {
@@ -207,6 +219,28 @@ mod tests {
         assert_eq!(lines.len() as u64, 1000 - lost + 2);
         let notice = lines[lines.len() - 2];
         assert!(notice.contains(&format!(" agent F {lost} log lines were lost here")), "{notice}");
+    }
+
+    #[test]
+    fn more_than_the_buffer_holds_is_written_and_not_dropped_while_the_disk_takes_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = Log::new(dir.path(), 1 << 30);
+        log.push(&record("2026-11-23T06:45:00.123Z", Stream::Stdout, false, &[b'x'; MAX_CONTENT]));
+        for _ in 0..20_000 {
+            log.push(LINE);
+        }
+        log.flush_now(Duration::ZERO);
+        assert_eq!(log.dropped_total(), 0);
+        let text = fs::read_to_string(dir.path().join("log")).unwrap();
+        assert_eq!(text.lines().count(), 20_001);
+    }
+
+    #[test]
+    fn the_longest_record_fits_into_the_smallest_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = Log::new(dir.path(), 64 * 1024);
+        log.push(&record("2026-11-23T06:45:00.123Z", Stream::Stdout, false, &[b'x'; MAX_CONTENT]));
+        assert_eq!(log.dropped_total(), 0);
     }
 
     #[test]

@@ -13,7 +13,10 @@ use std::{
 use ha_proto::agent::{Config, User};
 use nix::{
     errno::Errno,
-    sys::signal::SigSet,
+    sys::{
+        signal::SigSet,
+        wait::{Id, WaitPidFlag, waitid},
+    },
     unistd::{Gid, Pid, Uid, getgid, getuid, setgroups, setresgid, setresuid, setsid},
 };
 
@@ -108,6 +111,12 @@ pub fn reap() -> Option<End> {
             Ok(None) | Err(_) => return None,
         }
     }
+}
+
+/// True while any child is there, zombies included. As PID 1: any process but those that came in from outside.
+pub fn has_children() -> bool {
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    !matches!(waitid(Id::All, flags), Err(Errno::ECHILD))
 }
 
 /// `waitpid(-1, WNOHANG)`. nix's own refuses a status with a real-time signal, and that child would be lost.

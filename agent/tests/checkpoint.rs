@@ -123,8 +123,8 @@ fn the_agent_is_the_same_after_a_restore_elsewhere() {
         fs::create_dir_all(root.join(path)).unwrap();
     }
     fs::write(root.join(".ha-manager/bin/ha-agent"), "").unwrap();
-    // The static binary that containers get, where the caller has built it.
-    let agent = std::env::var("HA_AGENT_BIN").unwrap_or(env!("CARGO_BIN_EXE_ha-agent").to_owned());
+    let agent = shipped_agent();
+    println!("the agent under test is {agent}");
     for program in ["/bin/sh", "/bin/sleep", &agent] {
         install(program, &root);
     }
@@ -176,6 +176,17 @@ fn the_agent_is_the_same_after_a_restore_elsewhere() {
     }
     channel.stop(100);
     wait_for("the end", || channel.connect().is_err().then_some(()));
+}
+
+/// The static binary that containers get, where `scripts/build --debug` has made it; else cargo's own.
+fn shipped_agent() -> String {
+    if let Ok(path) = std::env::var("HA_AGENT_BIN") {
+        return path;
+    }
+    let own = std::path::Path::new(env!("CARGO_BIN_EXE_ha-agent"));
+    let host = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let built = own.ancestors().nth(2).map(|target| target.join("agent").join(host).join("debug/ha-agent"));
+    built.filter(|path| path.is_file()).unwrap_or(own.to_owned()).display().to_string()
 }
 
 /// The newest tick in the channel's log.

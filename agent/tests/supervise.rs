@@ -70,6 +70,33 @@ fn a_stateless_process_is_restarted_until_the_agent_gives_up() {
 }
 
 #[test]
+fn a_restart_finds_nothing_left_of_the_process_before() {
+    let dir = tempfile::tempdir().unwrap();
+    // A lock stands for a port: a worker in a session of its own has inherited it.
+    let script = format!(
+        "cd {}; exec 9>lock; flock -n 9 || {{ echo busy; exit 9; }}; [ -e second ] && {{ echo second; exec sleep 1000; }}; \
+         touch second; setsid sleep 1000 & kill -KILL $$",
+        dir.path().display()
+    );
+    let config = shell(&script, Stateless, OnFailure);
+    let Some(agent) = Agent::start_as_init("a_restart_finds_nothing_left…", &config) else { return };
+    wait_for("the second start", || agent.channel.log().iter().any(|line| line.starts_with("stdout")).then_some(()));
+    let lines: Vec<_> = agent.channel.log().into_iter().filter(|line| line.starts_with("stdout")).collect();
+    assert_eq!(lines, ["stdout F second"]);
+    assert_eq!(agent.channel.status().processes, 1);
+}
+
+#[test]
+fn a_burst_of_short_lines_is_in_the_log() {
+    let agent = Agent::start(&shell("seq 1 100000; exec sleep 1000", Stateless, No));
+    let log = || std::fs::read_to_string(agent.channel.dir.join("log")).unwrap_or_default();
+    wait_for("the last line", || {
+        (log().contains(" 100000\n") || agent.channel.status().log_dropped_lines > 0).then_some(())
+    });
+    assert_eq!((log().lines().count(), agent.channel.status().log_dropped_lines), (100_000, 0));
+}
+
+#[test]
 fn a_stateful_process_is_reported_and_the_agent_stays() {
     let mut agent = Agent::start(&shell("kill -SEGV $$", Stateful, Always));
     let end = agent.channel.event_of(|kind| if let Kind::ProcessEnded(end) = kind { Some(*end) } else { None });

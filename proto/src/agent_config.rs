@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 /// The largest `agent.json` that is read, in bytes.
 pub const MAX_CONFIG: usize = 1024 * 1024;
 
+/// The longest a quiesce waits for a running healthcheck, in milliseconds; one that takes longer has failed.
+pub const QUIESCE_WAIT_MS: u64 = 30_000;
+
 /// The format this release writes and reads.
 const VERSION: u32 = 1;
 

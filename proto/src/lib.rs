@@ -7,7 +7,7 @@ mod agent_config;
 /// Agent ↔ manager: messages over unix sockets (`ha.agent.v1`).
 pub mod agent {
     pub use crate::agent_config::{
-        Config, ConfigError, HealthcheckConfig, MAX_CONFIG, RestartConfig, RestartRule, State, User,
+        Config, ConfigError, HealthcheckConfig, MAX_CONFIG, QUIESCE_WAIT_MS, RestartConfig, RestartRule, State, User,
     };
 
     include!(concat!(env!("OUT_DIR"), "/ha.agent.v1.rs"));

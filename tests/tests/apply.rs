@@ -97,6 +97,88 @@ fn what_others_depend_on_is_healthy_before_they_start() {
     assert!(healthy.is_some_and(|healthy| healthy.at <= after.at), "it was not waited for");
 }
 
+#[test]
+fn the_first_example_of_the_compose_page_works() {
+    let name = "the_first_example_of_the_compose_page_works";
+    if ha_lab::which("redis-server").is_none() {
+        return ha_lab::skipped(name, "redis-server is not installed: run scripts/setup --tests");
+    }
+    let Some(cluster) = common::cluster(name, 2) else { return };
+    let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/compose.md")).unwrap();
+    let example = page.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    assert!(example.contains("image: /srv/images/redis\n"), "{example}");
+    let image = images::cached("redis").unwrap();
+    let compose = example.replace("/srv/images/redis", &image.display().to_string());
+    let since = SystemTime::now();
+    cluster.members[0].apply(&compose).unwrap();
+    // Healthy, so that there is something to recover from.
+    cluster
+        .wait("a healthy snapshot of redis", PATIENCE, |cluster| {
+            let of_redis = common::events_since(cluster, "checkpoint.committed", since);
+            of_redis.iter().any(|event| event.container == "redis" && event.text("health") == Some("healthy"))
+        })
+        .unwrap();
+}
+
+#[test]
+fn a_started_dependency_is_not_waited_for_until_it_is_healthy_and_what_came_before_an_error_stays() {
+    let Some(cluster) = common::cluster("a_started_dependency_is_not_waited_for…", 1) else { return };
+    let member = &cluster.members[0];
+    let image = images::cached("counter").unwrap();
+    // The image's place comes from `.env`; its check never passes.
+    fs::write(member.node.disk().join(".env"), format!("IMAGE='{}'\n", image.display())).unwrap();
+    let counter = |address: &str, needs: Value| {
+        json!({
+            "image": "${IMAGE}", "command": ["/bin/counter"], "networks": {"default": {"ipv4_address": address}},
+            "healthcheck": {"test": ["CMD", "/bin/counter", "--probe", "127.0.0.1:1"], "start_period": "1h"},
+            "annotations": {"io.ha-manager.state": "stateless"}, "depends_on": needs,
+        })
+    };
+    let mut broken = counter("10.77.1.63", json!(["second"]));
+    broken["image"] = json!("./nowhere");
+    let compose = json!({"services": {
+        "first": counter("10.77.1.61", json!([])), "second": counter("10.77.1.62", json!(["first"])), "broken": broken,
+        "last": counter("10.77.1.64", json!(["broken"])),
+    }});
+    let err = refused(member, &["apply", "-f", &file(member, "app.yaml", &compose.to_string())], 5);
+    assert!(err.contains("applied before that, and staying: first, second\nnot applied: last"), "{err}");
+    let running = |name| member.container(name).is_some_and(|container| container["phase"] == "running");
+    assert!(running("first") && running("second") && member.container("last").is_none());
+}
+
+#[test]
+fn a_tmpfs_inside_a_volume_is_not_buried_and_comes_back_with_it() {
+    let Some(cluster) = common::cluster("a_tmpfs_inside_a_volume_is_not_buried", 1) else { return };
+    let member = &cluster.members[0];
+    let mut compose: Value = serde_json::from_str(&counter_with(|service| {
+        service["volumes"] = json!(["data:/app/data", "app:/app"]);
+        service["tmpfs"] = json!("/app/tmp");
+    }))
+    .unwrap();
+    compose["volumes"] = json!({"app": {}, "data": {}});
+    member.apply(&compose.to_string()).unwrap();
+    let inside = |path: &str| {
+        let pid = member.node.processes("/bin/counter")[0];
+        std::path::PathBuf::from(format!("/proc/{pid}/root{path}"))
+    };
+    let looks_right = || {
+        let kind = ha_lab::run(Command::new("stat").args(["-f", "-c", "%T"]).arg(inside("/app/tmp"))).unwrap();
+        assert_eq!(kind.trim(), "tmpfs");
+        for path in ["/app/note", "/app/data/note", "/app/tmp/note"] {
+            assert_eq!(fs::read_to_string(inside(path)).unwrap(), path);
+        }
+    };
+    for path in ["/app/note", "/app/data/note", "/app/tmp/note"] {
+        fs::write(inside(path), path).unwrap();
+    }
+    looks_right();
+    let volume = |name: &str| member.node.disk().join("state/containers/counter/volumes").join(name).join("note");
+    assert!(volume("app").exists() && volume("data").exists());
+    checkpoint(&cluster);
+    ok(member, &["restore", "counter"]);
+    looks_right();
+}
+
 /// An image as an OCI layout in `dir`, made with tar and sha256sum; returns manifest and blobs by digest.
 fn layout(dir: &std::path::Path) {
     let blobs = dir.join("blobs/sha256");

@@ -290,3 +290,34 @@ fn the_doctor_says_what_the_node_and_its_store_can_do() {
     assert_eq!(store.unwrap()["verdict"], "fail");
     assert_eq!(output.status.code(), Some(1));
 }
+
+#[test]
+fn a_watch_outlives_the_manager_and_a_log_that_cannot_be_written_is_an_error() {
+    let Some(mut cluster) = with_printer("a_watch_outlives_the_manager", "") else { return };
+    count(&cluster, 3);
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut logs = cluster.members[0].cli_command().unwrap();
+    let output =
+        logs.args(["logs", "counter"]).stdin(Stdio::null()).stdout(full).stderr(Stdio::piped()).output().unwrap();
+    let (_, err) = texts(&output);
+    assert!(output.status.code() == Some(1) && err.contains("cannot write to standard output"), "{output:?}");
+
+    let seen = cluster.members[0].node.disk().join("seen");
+    let mut watch = cluster.members[0].cli_command().unwrap();
+    let mut watch = watch
+        .args(["status", "--json", "--watch"])
+        .stdout(fs::File::create(&seen).unwrap())
+        .stderr(Stdio::null())
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    let lines = || fs::read_to_string(&seen).unwrap_or_default().lines().count();
+    cluster.wait("a status", PATIENCE, |_| lines() > 0).unwrap();
+    cluster.members[0].stop_manager(Signal::SIGTERM).unwrap();
+    let before = lines();
+    cluster.members[0].start_manager().unwrap();
+    let gone_on = cluster.wait("a status of the next manager", PATIENCE, |_| lines() > before + 1);
+    watch.kill().unwrap();
+    watch.wait().unwrap();
+    gone_on.unwrap();
+}

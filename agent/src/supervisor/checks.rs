@@ -1,4 +1,17 @@
 //! Running the healthcheck: at most one at a time, in a process group of its own, killed when it takes too long.
+//!
+//! ```text
+//!            ended by itself: judged
+//!   Running ──────────────────────────────────────────────► (none)
+//!      │ timed out: judged as failed                            ▲
+//!      │ a checkpoint wants quiet: broken off, not judged       │ reaped
+//!      ▼                        does not end                    │
+//!    Killed ───────────────────────────────────────► Stuck ─────┤
+//!      └────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! A process that waits for a hung file system is not ended by SIGKILL. While one is Stuck no other check can be begun: each
+//! that would be due has failed, and no checkpoint is possible.
 
 use std::{
     io::{self, PipeReader, Read},
@@ -21,6 +34,26 @@ use crate::{
 /// What is kept of a check's output, in bytes.
 const MAX_OUTPUT: usize = 4096;
 
+/// A killed check that is not gone after this long is stuck.
+const DYING: Duration = Duration::from_secs(1);
+
+/// At most so long does a checkpoint wait for a check that is not to be broken off.
+const CHECKPOINT_WAITS: Duration = Duration::from_millis(ha_proto::agent::QUIESCE_WAIT_MS);
+
+pub(super) const STUCK: &str = "a healthcheck was killed and does not end: does it wait for a file system that hangs?";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Running {
+        kill_at: Duration,
+    },
+    /// Nothing but its end is awaited any more.
+    Killed {
+        stuck_at: Duration,
+    },
+    Stuck,
+}
+
 /// A check under way.
 #[derive(Debug)]
 pub(super) struct Check {
@@ -29,13 +62,25 @@ pub(super) struct Check {
     reader: Option<PipeReader>,
     output: Vec<u8>,
     begun: Duration,
-    kill_at: Option<Duration>,
+    stage: Stage,
 }
 
 impl Check {
-    /// When it is to be killed; `None` once it was.
+    /// When it is to be looked at again.
     pub(super) fn deadline(&self) -> Option<Duration> {
-        self.kill_at
+        match self.stage {
+            Stage::Running { kill_at: at } | Stage::Killed { stuck_at: at } => Some(at),
+            Stage::Stuck => None,
+        }
+    }
+
+    pub(super) fn is_stuck(&self) -> bool {
+        self.stage == Stage::Stuck
+    }
+
+    fn kill(&mut self, now: Duration) {
+        self.stage = Stage::Killed { stuck_at: now + DYING };
+        send_signal(Pid::from_raw(-self.pid.as_raw()), nix::libc::SIGKILL);
     }
 
     pub(super) fn output(&self) -> Option<BorrowedFd<'_>> {
@@ -70,7 +115,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 impl Agent {
-    /// Begins a check with `timeout`, or with the healthcheck's own. Never while one is running.
+    /// Begins a check with `timeout`, or with the healthcheck's own. Never while one is there.
     pub(super) fn begin_check(&mut self, origin: Origin, timeout: Option<Duration>) {
         let Some(healthcheck) = self.health.config() else { return };
         let timeout = timeout.unwrap_or(Duration::from_millis(healthcheck.timeout_ms));
@@ -88,8 +133,8 @@ impl Agent {
         };
         match started {
             Ok((pid, reader)) => {
-                let kill_at = Some(now.saturating_add(timeout));
-                self.check = Some(Check { pid, reader: Some(reader), output: Vec::new(), begun: now, kill_at });
+                let stage = Stage::Running { kill_at: now.saturating_add(timeout) };
+                self.check = Some(Check { pid, reader: Some(reader), output: Vec::new(), begun: now, stage });
             }
             Err((code, output)) => {
                 self.judge_check(CheckResult { healthy: false, code, timed_out: false, took_ms: 0, output });
@@ -109,10 +154,47 @@ impl Agent {
         check.read();
         // Whatever it left behind would hold the pipe and its group.
         send_signal(Pid::from_raw(-check.pid.as_raw()), nix::libc::SIGKILL);
-        let timed_out = check.kill_at.is_none();
-        let took_ms = u32::try_from((self.now() - check.begun).as_millis()).unwrap_or(u32::MAX);
-        let healthy = code == 0 && !timed_out;
-        self.judge_check(CheckResult { healthy, code, timed_out, took_ms, output: text(&check.output) });
+        if let Stage::Running { .. } = check.stage {
+            let took_ms = millis(self.now() - check.begun);
+            let output = text(&check.output);
+            self.judge_check(CheckResult { healthy: code == 0, code, timed_out: false, took_ms, output });
+        }
+    }
+
+    /// A checkpoint wants quiet. A scheduled check is broken off, or soon killed as too slow if the one before was.
+    pub(super) fn hush(&mut self) {
+        let now = self.now();
+        let Some(check) = &mut self.check else { return };
+        let Stage::Running { kill_at } = &mut check.stage else { return };
+        if self.health.may_break_off() {
+            check.kill(now);
+            self.health.broken_off(now);
+        } else if self.health.is_scheduled() {
+            *kill_at = now.saturating_add(CHECKPOINT_WAITS).min(*kill_at);
+        }
+    }
+
+    /// The main process has ended, and there is nothing to check.
+    pub(super) fn abandon_check(&mut self) {
+        let now = self.now();
+        if self.health.is_scheduled()
+            && let Some(check) = self.check.as_mut().filter(|check| matches!(check.stage, Stage::Running { .. }))
+        {
+            check.kill(now);
+            self.health.finished(now, false); // Not counted: there is no main process.
+        }
+    }
+
+    /// The check that is due cannot be begun, since the one before does not end.
+    pub(super) fn judge_stuck(&mut self, origin: Origin) {
+        self.health.begin(self.now(), origin);
+        self.judge_check(CheckResult { healthy: false, code: 137, timed_out: true, took_ms: 0, output: STUCK.into() });
+    }
+
+    /// When a scheduled check is due; `None` also while a killed one has not ended, and while quiet is wanted.
+    pub(super) fn next_check_at(&self) -> Option<Duration> {
+        let free = self.check.as_ref().is_none_or(Check::is_stuck) && !self.is_quiet_wanted();
+        self.health.deadline().filter(|_| free)
     }
 
     fn judge_check(&mut self, result: CheckResult) {
@@ -133,13 +215,28 @@ impl Agent {
     pub(super) fn checks_due(&mut self) {
         let now = self.now();
         if let Some(check) = &mut self.check
-            && check.kill_at.is_some_and(|at| now >= at)
+            && check.deadline().is_some_and(|at| now >= at)
         {
-            check.kill_at = None;
-            send_signal(Pid::from_raw(-check.pid.as_raw()), nix::libc::SIGKILL);
+            if let Stage::Running { .. } = check.stage {
+                check.read();
+                check.kill(now);
+                let (took_ms, output) = (millis(now - check.begun), text(&check.output));
+                // Not at its end, which need not come.
+                self.judge_check(CheckResult { healthy: false, code: 137, timed_out: true, took_ms, output });
+            } else {
+                check.stage = Stage::Stuck;
+                self.log.say(&format!("agent: {STUCK}"));
+            }
         }
-        if self.stopping.is_none() && self.health.deadline().is_some_and(|at| now >= at) {
-            self.begin_check(Origin::Schedule, None);
+        if self.stopping.is_none() && self.next_check_at().is_some_and(|at| now >= at) {
+            match self.check {
+                None => self.begin_check(Origin::Schedule, None),
+                Some(_) => self.judge_stuck(Origin::Schedule),
+            }
         }
     }
+}
+
+fn millis(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
 }

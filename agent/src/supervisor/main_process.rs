@@ -8,21 +8,25 @@ use nix::unistd::{Pid, getpid};
 use super::{Agent, chain, cut};
 use crate::{
     restarts::Next,
-    spawn::{send_signal, spawn},
+    spawn::{has_children, send_signal, spawn},
 };
 
-/// See the diagram in `restarts`.
+/// After the delay, what the old main process left behind has so long to be gone; then the new one is started beside it.
+const LEFTOVERS: Duration = Duration::from_secs(5);
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// See the diagram in `restarts`. `patience` is when a restart no longer waits for leftovers.
 #[derive(Debug)]
 pub(super) enum Main {
     Running { pid: Pid, since: Duration },
-    BackingOff { until: Duration },
+    BackingOff { until: Duration, patience: Duration },
     Ended,
     GaveUp,
 }
 
 impl Main {
     pub(super) fn deadline(&self) -> Option<Duration> {
-        if let Main::BackingOff { until } = self { Some(*until) } else { None }
+        if let Main::BackingOff { until, .. } = self { Some(*until) } else { None }
     }
 }
 
@@ -62,10 +66,16 @@ impl Agent {
 
     /// The main process was reaped.
     pub(super) fn main_ended(&mut self, code: i32, signal: i32) {
-        let ran = if let Main::Running { since, .. } = self.main { self.now() - since } else { Duration::ZERO };
+        let Main::Running { pid, since } = self.main else { return };
+        let ran = self.now() - since;
         self.drain_outputs();
         self.health.main_ended();
+        self.abandon_check();
         self.judge_end(code, signal, ran);
+        if matches!(self.main, Main::BackingOff { .. }) {
+            // Its workers would keep what the new one needs, the listening socket first of all.
+            kill_all(pid);
+        }
     }
 
     fn judge_end(&mut self, code: i32, signal: i32, ran: Duration) {
@@ -84,7 +94,8 @@ impl Agent {
                 self.log.say(&format!("agent: the main process ended with {code}; restart {attempt} in {delay:?}"));
                 let delay_ms = u32::try_from(delay.as_millis()).unwrap_or(u32::MAX);
                 self.events.push(Kind::Restarting(Restarting { attempt, delay_ms }));
-                self.main = Main::BackingOff { until: self.now() + delay };
+                let until = self.now() + delay;
+                self.main = Main::BackingOff { until, patience: until + LEFTOVERS };
             }
             Next::GiveUp { attempts } => {
                 self.log
@@ -114,17 +125,25 @@ impl Agent {
 
     pub(super) fn main_due(&mut self) {
         let now = self.now();
-        if self.main.deadline().is_some_and(|until| now >= until) {
-            self.start_main();
+        if let Main::BackingOff { until, patience } = self.main
+            && now >= until
+        {
+            let leftovers = is_init() && has_children();
+            if leftovers && now < patience {
+                self.main = Main::BackingOff { until: now + LOOK_AGAIN, patience };
+            } else {
+                if leftovers {
+                    self.log.say("agent: processes of the old main process do not end although they were killed");
+                }
+                self.start_main();
+            }
         }
         if let Some(stopping) = &mut self.stopping
             && stopping.kill_at.is_some_and(|at| now >= at)
         {
             stopping.kill_at = None;
             if let Main::Running { pid, .. } = self.main {
-                // All there is, but only where nothing else can be: as PID 1.
-                let everything = if getpid().as_raw() == 1 { Pid::from_raw(-1) } else { Pid::from_raw(-pid.as_raw()) };
-                send_signal(everything, nix::libc::SIGKILL);
+                kill_all(pid);
             }
         }
     }
@@ -143,4 +162,14 @@ impl Agent {
         cut(&mut output, 512);
         self.events.push(Kind::HealthChanged(HealthChanged { health: health.into(), output }));
     }
+}
+
+fn is_init() -> bool {
+    getpid().as_raw() == 1
+}
+
+/// All there is, but only where nothing else can be: as PID 1. Elsewhere the group of the main process `pid`.
+fn kill_all(pid: Pid) {
+    let target = if is_init() { -1 } else { -pid.as_raw() };
+    send_signal(Pid::from_raw(target), nix::libc::SIGKILL);
 }

@@ -46,6 +46,9 @@ use requests::Waiter;
 const ROUND: Duration = Duration::from_secs(5);
 const VERIFY: Duration = Duration::from_secs(1);
 
+/// Between rounds while the kernel cannot say what is ready.
+const UNPOLLED: Duration = Duration::from_millis(100);
+
 /// A piece of a line is written out after this long without its end.
 const PIECE: Duration = Duration::from_secs(1);
 
@@ -188,7 +191,7 @@ impl Agent {
         [
             self.main.deadline(),
             self.stopping.as_ref().and_then(|s| s.kill_at),
-            self.health.deadline(),
+            self.next_check_at(),
             self.check.as_ref().and_then(Check::deadline),
             self.server.deadline(),
             self.events.deadline(),
@@ -220,7 +223,12 @@ impl Agent {
                 let ready = watched.iter().zip(&fds).filter(|(_, fd)| fd.any() != Some(false));
                 (ready.map(|((ready, ..), _)| *ready).collect(), false)
             }
-            Err(error) => (Vec::new(), error == Errno::EINTR),
+            Err(Errno::EINTR) => (Vec::new(), true),
+            Err(_out_of_memory) => {
+                // Everything is read without blocking, so it can be tried without knowing; only not in a busy loop.
+                std::thread::sleep(UNPOLLED);
+                (watched.iter().map(|(ready, ..)| *ready).collect(), false)
+            }
         }
     }
 

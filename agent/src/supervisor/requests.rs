@@ -4,7 +4,11 @@ use std::{fs, time::Duration};
 
 use ha_proto::agent::{CheckResult, Phase, Reply, Request, Status, request::Kind};
 
-use super::{Agent, main_process::Main};
+use super::{
+    Agent,
+    checks::{Check, STUCK},
+    main_process::Main,
+};
 use crate::{health::Origin, server::Id};
 
 /// Bounds on what a request may ask for.
@@ -29,8 +33,8 @@ enum Wants {
     CheckToBegin { timeout: Option<Duration> },
     /// The result of the running check.
     CheckResult,
-    /// That no check is running.
-    Quiet,
+    /// That no check is running; then none is begun for `hold`.
+    Quiet { hold: Duration },
 }
 
 impl Agent {
@@ -48,8 +52,14 @@ impl Agent {
                 self.wait(id, nonce, Wants::CheckToBegin { timeout });
             }
             Some(Kind::Quiesce(quiesce)) => {
-                self.health.hold(now, Duration::from_millis(quiesce.hold_ms.into()).min(MAX_HOLD));
-                self.wait(id, nonce, Wants::Quiet);
+                let hold = Duration::from_millis(quiesce.hold_ms.into()).min(MAX_HOLD);
+                if hold.is_zero() {
+                    self.health.hold(now, hold);
+                    self.answer(id, nonce, 0, String::new());
+                } else {
+                    self.hush();
+                    self.wait(id, nonce, Wants::Quiet { hold });
+                }
             }
             Some(Kind::Stop(stop)) => {
                 self.stop(Duration::from_millis(stop.grace_ms.into()));
@@ -71,7 +81,8 @@ impl Agent {
     pub(super) fn answer_waiters(&mut self) {
         let now = self.now();
         self.waiters.retain(|waiter| waiter.deadline > now);
-        if self.health.is_running() {
+        let stuck = self.check.as_ref().is_some_and(Check::is_stuck);
+        if self.health.is_running() || (self.check.is_some() && !stuck) {
             return;
         }
         let wanted = self.waiters.iter().find_map(|waiter| match waiter.wants {
@@ -84,15 +95,27 @@ impl Agent {
                     waiter.wants = Wants::CheckResult;
                 }
             }
-            self.begin_check(Origin::Manager, timeout);
-            return;
+            if stuck {
+                self.judge_stuck(Origin::Manager);
+            } else {
+                self.begin_check(Origin::Manager, timeout);
+                return;
+            }
         }
-        let (quiet, rest) =
-            std::mem::take(&mut self.waiters).into_iter().partition(|w| matches!(w.wants, Wants::Quiet));
-        self.waiters = rest;
-        for waiter in quiet {
-            self.answer(waiter.id, waiter.nonce, 0, String::new());
+        let error = if stuck { STUCK } else { "" };
+        for waiter in std::mem::take(&mut self.waiters) {
+            match waiter.wants {
+                Wants::Quiet { hold } => {
+                    self.health.hold(now, if stuck { Duration::ZERO } else { hold });
+                    self.answer(waiter.id, waiter.nonce, 0, error.to_owned());
+                }
+                _ => self.waiters.push(waiter),
+            }
         }
+    }
+
+    pub(super) fn is_quiet_wanted(&self) -> bool {
+        self.waiters.iter().any(|waiter| matches!(waiter.wants, Wants::Quiet { .. }))
     }
 
     /// The running check has ended with `result`.

@@ -169,7 +169,7 @@ impl Agent {
         Some(Self::start_by(command, config))
     }
 
-    fn start_by(mut command: Command, config: &Config) -> Self {
+    pub fn start_by(mut command: Command, config: &Config) -> Self {
         let dir = tempfile::Builder::new().prefix("hag-").tempdir().unwrap();
         let channel = Channel::new(dir.path(), config);
         let child = command.arg(dir.path()).stdin(Stdio::null()).spawn().unwrap();

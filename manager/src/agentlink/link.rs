@@ -12,7 +12,7 @@ use std::{
 };
 
 use ha_proto::agent::{
-    Check, Event, MAX_MESSAGE, Ping, Quiesce, Reply, Request as Message, Status, Stop, request::Kind,
+    Check, Event, MAX_MESSAGE, Ping, QUIESCE_WAIT_MS, Quiesce, Reply, Request as Message, Status, Stop, request::Kind,
 };
 use prost::Message as _;
 use tokio::{
@@ -153,12 +153,14 @@ impl AgentLink {
         self.request(Kind::Check(Check { timeout_ms }), timeout.saturating_add(MARGIN)).await
     }
 
-    /// No healthcheck runs when this returns, and none begins for `hold`.
+    /// No healthcheck runs when this returns, and none begins for `hold`. Usually at once; a check that may not be broken off
+    /// is waited for, up to its own time limit `check` (zero without a healthcheck).
     ///
     /// # Errors
-    /// As [`AgentLink::request`]; a check that is still running after two seconds is a timeout.
-    pub async fn quiesce(&self, hold: Duration) -> Result<Status, Error> {
-        let reply = self.request(Kind::Quiesce(Quiesce { hold_ms: millis(hold) }), MARGIN).await?;
+    /// As [`AgentLink::request`]; a check that was killed and does not end is a refusal.
+    pub async fn quiesce(&self, hold: Duration, check: Duration) -> Result<Status, Error> {
+        let timeout = check.min(Duration::from_millis(QUIESCE_WAIT_MS)) + MARGIN;
+        let reply = self.request(Kind::Quiesce(Quiesce { hold_ms: millis(hold) }), timeout).await?;
         reply.status.ok_or(Error::Protocol("there is no status"))
     }
 

@@ -19,9 +19,9 @@ const EXIT_CODES: &str = "Exit codes:
   0  done
   1  the command failed; the reason is on standard error
   2  the command line is wrong
-  3  the manager cannot be reached at its socket
+  3  the manager cannot be reached at its socket, or went away during the command
   4  there is no such container, snapshot or node
-  5  refused: the request does not fit the present state";
+  5  refused: the request does not fit the present state, or names something that cannot be";
 
 #[derive(Debug, Subcommand)]
 pub enum Command {

@@ -3,6 +3,7 @@
 mod args;
 mod client;
 mod progress;
+mod variables;
 mod view;
 
 use std::{
@@ -20,7 +21,13 @@ use ha_proto::control::{
 };
 use serde::Serialize;
 
-use crate::{compose, config::NodeConfig, doctor, spec::MountSource, store::Store};
+use crate::{
+    compose,
+    config::NodeConfig,
+    doctor,
+    spec::{ContainerSpec, MountSource},
+    store::Store,
+};
 
 /// Carries out every command but `run`.
 pub async fn execute(cli: Cli) -> Result<(), CliError> {
@@ -89,10 +96,14 @@ fn finish(result_json: String) -> Result<(), CliError> {
     print(value.get("message").and_then(|m| m.as_str()).unwrap_or("done"))
 }
 
-/// A closed pipe (`ha-manager events | head`) ends a command in order.
 fn print(text: &str) -> Result<(), CliError> {
+    write_out(format!("{text}\n").as_bytes())
+}
+
+/// A closed pipe (`ha-manager events | head`) ends a command in order.
+fn write_out(text: &[u8]) -> Result<(), CliError> {
     let mut out = stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush()) {
+    match out.write_all(text).and_then(|()| out.flush()) {
         Err(err) if err.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
         other => other.map_err(|source| CliError::Io { what: "cannot write to standard output".into(), source }),
     }
@@ -109,8 +120,10 @@ async fn apply(socket: &Path, args: args::Apply) -> Result<(), CliError> {
     let text = std::fs::read_to_string(&args.file).map_err(io(format!("cannot read {shown}")))?;
     let base = args.file.canonicalize().map_err(io(format!("cannot find {shown}")))?;
     let base: PathBuf = base.parent().unwrap_or(Path::new("/")).to_owned();
-    let variables = |name: &str| std::env::var(name).ok();
-    let file = compose::parse(&text, &shown, &variables).map_err(|errors| CliError::Input(errors.to_string()))?;
+    let variables = variables::Variables::read(&base)?;
+    let file = compose::parse(&text, &shown, &|name| variables.get(name));
+    variables.check()?;
+    let file = file.map_err(|errors| CliError::Input(errors.to_string()))?;
     for warning in &file.warnings {
         eprintln!("{warning}");
     }
@@ -129,19 +142,49 @@ async fn apply(socket: &Path, args: args::Apply) -> Result<(), CliError> {
         }
     }
     let mut manager = client::connect(socket).await?;
-    for spec in file.containers {
+    for (index, spec) in file.containers.iter().enumerate() {
         let spec_json = serde_json::to_string(&spec).map_err(|err| CliError::Input(err.to_string()))?;
         let request = ApplyRequest { spec_json, base_dir: base.display().to_string(), recreate: args.recreate };
-        let stream = manager.apply(request).await?;
-        finish(progress::follow(stream.into_inner()).await?)?;
+        let applied = async { finish(progress::follow(manager.apply(request).await?.into_inner()).await?) };
+        if let Err(error) = applied.await {
+            say_where_it_ended(&file.containers, index);
+            return Err(error);
+        }
     }
     Ok(())
 }
 
+/// What came before stays as it is; what comes after was not looked at.
+fn say_where_it_ended(containers: &[ContainerSpec], failed: usize) {
+    let names = |specs: &[ContainerSpec]| specs.iter().map(|spec| spec.name.as_str()).collect::<Vec<_>>().join(", ");
+    if failed > 0 {
+        eprintln!("applied before that, and staying: {}", names(&containers[..failed]));
+    }
+    if failed + 1 < containers.len() {
+        eprintln!("not applied: {}", names(&containers[failed + 1..]));
+    }
+}
+
 async fn status(socket: &Path, args: args::Status) -> Result<(), CliError> {
     let mut manager = client::connect(socket).await?;
+    let mut lost = false;
     loop {
-        let reply = manager.status(StatusRequest { local: false }).await?.into_inner();
+        let reply = match manager.status(StatusRequest { local: false }).await.map_err(CliError::from) {
+            Ok(reply) => reply.into_inner(),
+            // The channel connects anew with the next call.
+            Err(CliError::Lost(why)) if args.watch => {
+                if !lost {
+                    eprintln!(
+                        "ha-manager: the manager is away ({why}); containers go on, and so does this when it is back"
+                    );
+                }
+                lost = true;
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        lost = false;
         if args.json {
             print_json(&reply)?;
         } else {
@@ -192,12 +235,9 @@ impl From<Event> for EventJson {
 async fn logs(socket: &Path, args: args::Logs) -> Result<(), CliError> {
     let request = LogsRequest { name: args.name, follow: args.follow, ..LogsRequest::default() };
     let mut stream = client::connect(socket).await?.logs(request).await?.into_inner();
+    let mut plain = view::PlainLog::default();
     while let Some(chunk) = stream.message().await? {
-        let mut out = stdout().lock();
-        let text = if args.timestamps { chunk.data } else { view::plain_log(&chunk.data) };
-        if out.write_all(&text).and_then(|()| out.flush()).is_err() {
-            break;
-        }
+        write_out(&if args.timestamps { chunk.data } else { plain.text(&chunk.data) })?;
     }
     Ok(())
 }
@@ -205,8 +245,11 @@ async fn logs(socket: &Path, args: args::Logs) -> Result<(), CliError> {
 /// The node's own checks, and the store's.
 async fn examine(args: args::Doctor) -> Result<(), CliError> {
     let config = NodeConfig::load(&args.config).map_err(|err| CliError::Input(err.to_string()))?;
+    let working =
+        progress::working("looking at this node: a process is dumped and restored, a store object created twice");
     let store = store_check(&config).await;
     let checked = tokio::task::spawn_blocking(move || doctor::run(&config)).await;
+    drop(working);
     let mut checks = checked.map_err(|err| CliError::Input(format!("the checks ended abnormally: {err}")))?;
     checks.push(store);
     if args.json {

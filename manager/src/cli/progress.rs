@@ -36,6 +36,27 @@ pub async fn follow(mut stream: Streaming<Progress>) -> Result<String, CliError>
     outcome
 }
 
+/// Shows that something takes a while, until it is dropped.
+pub fn working(what: &str) -> Working {
+    if !stderr().is_terminal() {
+        eprintln!("{what}");
+        return Working(None);
+    }
+    let bar = spinner();
+    bar.set_message(what.to_owned());
+    Working(Some(bar))
+}
+
+pub struct Working(Option<ProgressBar>);
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}
+
 fn spinner() -> ProgressBar {
     let bar = ProgressBar::new_spinner();
     bar.enable_steady_tick(Duration::from_millis(100));

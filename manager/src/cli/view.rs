@@ -121,20 +121,38 @@ pub fn event(event: &Event) -> String {
 }
 
 /// Records of a log (docs/agent.md) as the program wrote them: no times, and the pieces of a long line in one.
-pub fn plain_log(records: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(records.len());
-    for record in records.split_inclusive(|byte| *byte == b'\n') {
-        let mut fields = record.splitn(4, |byte| *byte == b' ');
-        match (fields.next(), fields.next(), fields.next(), fields.next()) {
-            (Some(_), Some(b"stdout" | b"stderr" | b"agent"), Some(b"P"), Some(text)) => {
-                out.extend_from_slice(text.strip_suffix(b"\n").unwrap_or(text));
+#[derive(Debug, Default)]
+pub struct PlainLog {
+    /// The stream whose line has not ended yet.
+    open: Option<Vec<u8>>,
+}
+
+impl PlainLog {
+    /// What the next whole records say.
+    pub fn text(&mut self, records: &[u8]) -> Vec<u8> {
+        let mut out = Vec::with_capacity(records.len());
+        for record in records.split_inclusive(|byte| *byte == b'\n') {
+            let mut fields = record.splitn(4, |byte| *byte == b' ');
+            let (stream, mark, text) = match (fields.next(), fields.next(), fields.next(), fields.next()) {
+                (Some(_), Some(s @ (b"stdout" | b"stderr" | b"agent")), Some(mark @ (b"P" | b"F")), Some(text)) => {
+                    (s, mark, text)
+                }
+                // What the manager put in between.
+                _ => (&b""[..], &b"F"[..], record),
+            };
+            // Another stream's record is not the end of this line.
+            if self.open.take().is_some_and(|open| open != stream) {
+                out.push(b'\n');
             }
-            (Some(_), Some(b"stdout" | b"stderr" | b"agent"), Some(b"F"), Some(text)) => out.extend_from_slice(text),
-            // What the manager put in between.
-            _ => out.extend_from_slice(record),
+            if mark == b"P" {
+                out.extend_from_slice(text.strip_suffix(b"\n").unwrap_or(text));
+                self.open = Some(stream.to_vec());
+            } else {
+                out.extend_from_slice(text);
+            }
         }
+        out
     }
-    out
 }
 
 #[cfg(test)]
@@ -144,7 +162,10 @@ mod tests {
     #[test]
     fn a_log_is_shown_as_it_was_written() {
         let records = b"T stdout F one\nT stderr P tw\nT stderr F o  o\n-- lines are missing here --\nT stdout F \n";
-        assert_eq!(plain_log(records), b"one\ntwo  o\n-- lines are missing here --\n\n");
+        assert_eq!(PlainLog::default().text(records), b"one\ntwo  o\n-- lines are missing here --\n\n");
+        let mut log = PlainLog::default();
+        assert_eq!(log.text(b"T stdout P name? \n"), b"name? ");
+        assert_eq!(log.text(b"T stderr F warning\nT stdout F x\n"), b"\nwarning\nx\n");
     }
 
     #[test]

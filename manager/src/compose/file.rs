@@ -13,7 +13,7 @@ use super::{
     service::{self, Service},
     tree::Node,
 };
-use crate::spec::ContainerSpec;
+use crate::spec::{Condition, ContainerSpec, Dependency};
 
 const MAX_SERVICES: usize = 256;
 
@@ -186,11 +186,14 @@ fn resolve_dependencies(services: &mut [Service], declared: &Declared, report: &
                 _ if !seen.insert(name) => {
                     report.error(dependency.at, wanted, format!("{} is named twice", quoted(name)))
                 }
-                Some((_, false)) if dependency.healthy => {
+                Some((_, false)) if dependency.condition == Condition::Healthy => {
                     let message = format!("`service_healthy`, but the service {} has no healthcheck", quoted(name));
                     report.error(dependency.at, wanted, message);
                 }
-                Some((container, _)) => service.spec.depends_on.push(container.clone()),
+                Some((container, _)) => {
+                    let condition = dependency.condition;
+                    service.spec.depends_on.push(Dependency { name: container.clone(), condition });
+                }
                 // It is there, and has errors of its own.
                 None if declared.services.iter().any(|declared| declared == name) => {}
                 None if report.is_full() => report.error(dependency.at, wanted, ""),
@@ -209,7 +212,7 @@ fn ordered(mut services: Vec<Service>, report: &mut Report) -> Vec<ContainerSpec
     let mut order: Vec<ContainerSpec> = Vec::new();
     loop {
         let placed: BTreeSet<_> = order.iter().map(|spec| spec.name.clone()).collect();
-        let ready = |service: &Service| service.spec.depends_on.iter().all(|name| placed.contains(name));
+        let ready = |service: &Service| service.spec.depends_on.iter().all(|needed| placed.contains(&needed.name));
         let Some(next) = services.iter().position(ready) else { break };
         order.push(services.remove(next).spec);
     }
@@ -228,7 +231,8 @@ fn cycle(stuck: &[Service]) -> Option<Vec<&Service>> {
     let mut way = vec![stuck.first()?];
     loop {
         let last = way.last()?;
-        let next = stuck.iter().find(|service| last.spec.depends_on.contains(&service.spec.name))?;
+        let next =
+            stuck.iter().find(|service| last.spec.depends_on.iter().any(|needed| needed.name == service.spec.name))?;
         if let Some(start) = way.iter().position(|service| service.key == next.key) {
             return Some(way.split_off(start));
         }

@@ -8,7 +8,10 @@ use super::{
 };
 use crate::spec::Healthcheck;
 
-const KNOWN: [&str; 6] = ["test", "interval", "timeout", "retries", "start_period", "disable"];
+const KNOWN: [&str; 7] = ["test", "interval", "timeout", "retries", "start_period", "start_interval", "disable"];
+
+/// More often would keep the container busy with nothing else.
+const MIN_INTERVAL: Duration = Duration::from_millis(10);
 
 /// `None` when the service has no healthcheck, or a wrong one.
 pub(super) fn read(cursor: &Cursor<'_>, report: &mut Report) -> Option<Healthcheck> {
@@ -19,20 +22,21 @@ pub(super) fn read(cursor: &Cursor<'_>, report: &mut Report) -> Option<Healthche
         interval: Duration::from_secs(30),
         timeout: Duration::from_secs(30),
         start_period: Duration::ZERO,
+        start_interval: None,
         retries: 3,
     };
     for field in cursor.fields(report) {
         match field.name() {
             "test" => test = Some(argv(&field, report)),
-            "interval" => check.interval = positive(&field, report).unwrap_or(check.interval),
-            "timeout" => check.timeout = positive(&field, report).unwrap_or(check.timeout),
+            "interval" => check.interval = at_least(MIN_INTERVAL, &field, report).unwrap_or(check.interval),
+            "timeout" => check.timeout = at_least(Duration::from_millis(1), &field, report).unwrap_or(check.timeout),
             "start_period" => check.start_period = field.duration(report).unwrap_or_default(),
             "retries" => {
                 let retries = field.number(report, 1..=1000).and_then(|number| u32::try_from(number).ok());
                 check.retries = retries.unwrap_or(check.retries);
             }
+            "start_interval" => check.start_interval = at_least(MIN_INTERVAL, &field, report),
             "disable" => disabled = field.boolean(report).unwrap_or(false),
-            "start_interval" => field.unsupported(report, "`interval` holds in the start period too"),
             _ => field.unknown(report, &KNOWN),
         }
     }
@@ -46,10 +50,10 @@ pub(super) fn read(cursor: &Cursor<'_>, report: &mut Report) -> Option<Healthche
     }
 }
 
-fn positive(field: &Cursor<'_>, report: &mut Report) -> Option<Duration> {
+fn at_least(least: Duration, field: &Cursor<'_>, report: &mut Report) -> Option<Duration> {
     let duration = field.duration(report)?;
-    if duration < Duration::from_millis(1) {
-        field.error(report, "must be at least 1ms");
+    if duration < least {
+        field.error(report, format!("must be at least {least:?}"));
         return None;
     }
     Some(duration)

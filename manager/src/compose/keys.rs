@@ -56,7 +56,9 @@ pub(super) fn instead_in_service(key: &str) -> Option<&'static str> {
         "init" => ALWAYS_SO,
         "logging" => "output is kept by the node; see [logs] in node.toml",
         "shm_size" => "mount a tmpfs: `tmpfs: [\"/dev/shm:size=64m\"]`",
-        "stop_signal" | "stop_grace_period" => "a container is sent SIGTERM and, after 10 s, killed",
+        "stop_signal" | "stop_grace_period" => {
+            "a container is sent its image's stop signal (else SIGTERM) and, after 10 s, killed"
+        }
         "extends" | "profiles" | "develop" => "write the service out; YAML anchors and merges work",
         "mem_limit" | "mem_reservation" | "memswap_limit" | "mem_swappiness" | "cpus" | "cpu_count" | "cpu_percent"
         | "cpu_shares" | "cpu_period" | "cpu_quota" | "cpu_rt_runtime" | "cpu_rt_period" | "cpuset" | "pids_limit"

@@ -15,6 +15,7 @@
 
 mod annotations;
 mod cursor;
+pub mod dotenv;
 mod file;
 mod health;
 mod interpolate;

@@ -13,7 +13,7 @@ use super::{
     report::{Pos, Report, allowed, quoted},
     shell,
 };
-use crate::spec::{ContainerName, ContainerSpec, Mac, RestartPolicy, Rlimit};
+use crate::spec::{Condition, ContainerName, ContainerSpec, Mac, RestartPolicy, Rlimit, StateKind};
 
 /// A service on its own; what it says of others is checked once all are known.
 pub(super) struct Service {
@@ -29,8 +29,7 @@ pub(super) struct Service {
 
 pub(super) struct Dependency {
     pub(super) service: String,
-    /// It has to be healthy, not just started.
-    pub(super) healthy: bool,
+    pub(super) condition: Condition,
     pub(super) at: Pos,
     pub(super) path: String,
 }
@@ -42,6 +41,7 @@ pub(super) fn read(cursor: &Cursor<'_>, lookup: Lookup<'_>, report: &mut Report)
     let (mut user, mut working_dir, mut healthcheck, mut mac) = (None, None, None, None);
     let mut environment = BTreeMap::new();
     let (mut mounts, mut depends_on, mut rlimits) = (Mounts::default(), Vec::new(), Vec::new());
+    let mut restart_at = None;
     let (mut attachments, mut restart) = (Vec::new(), RestartPolicy::OnFailure { max: None });
     let mut annotations = Annotations::default();
     let fields = cursor.fields(report);
@@ -63,7 +63,10 @@ pub(super) fn read(cursor: &Cursor<'_>, lookup: Lookup<'_>, report: &mut Report)
             "mac_address" => mac = field.parsed::<Mac>(report).map(|mac| (mac, field)),
             "healthcheck" => healthcheck = health::read(field, report),
             "depends_on" => depends_on = dependencies(field, report),
-            "restart" => restart = restart_policy(field, report).unwrap_or(restart),
+            "restart" => {
+                restart = restart_policy(field, report).unwrap_or(restart);
+                restart_at = Some(field);
+            }
             "ulimits" => rlimits = limits(field, report),
             "annotations" => annotations = annotations::read(field, report),
             key => match keys::instead_in_service(key) {
@@ -84,6 +87,13 @@ pub(super) fn read(cursor: &Cursor<'_>, lookup: Lookup<'_>, report: &mut Report)
             Ok(parsed) => name = Some(parsed),
             Err(error) => report.error(at, &cursor.path, format!("{error}; or give it a `container_name`")),
         }
+    }
+    if let (Some(field), RestartPolicy::OnFailure { max: Some(_) }, StateKind::Stateful { .. }) =
+        (restart_at, restart, annotations.state)
+    {
+        let message = "has a limit that does not count here: a stateful container is not restarted inside but from its snapshot, \
+                       and `restart:N` in io.ha-manager.recovery bounds that";
+        report.warning(field.at(), &field.path, message);
     }
     let network = network::combine(&attachments, mac, report);
     let spec = ContainerSpec {
@@ -188,17 +198,21 @@ fn host_name(field: &Cursor<'_>, report: &mut Report) -> Option<String> {
 fn dependencies(field: &Cursor<'_>, report: &mut Report) -> Vec<Dependency> {
     if field.is_list() {
         let items = field.items(report);
-        let dependency =
-            |item: &Cursor<'_>, service| Dependency { service, healthy: false, at: item.at(), path: item.path.clone() };
+        let dependency = |item: &Cursor<'_>, service| Dependency {
+            service,
+            condition: Condition::Started,
+            at: item.at(),
+            path: item.path.clone(),
+        };
         return items.iter().filter_map(|item| Some(dependency(item, item.word(report)?))).collect();
     }
     let mut found = Vec::new();
     for entry in field.entries(report) {
         let at = entry.key_at();
-        let mut healthy = false;
+        let mut wanted = Condition::Started;
         for option in entry.optional_fields(report) {
             match option.name() {
-                "condition" => healthy = condition(&option, report) == Some("service_healthy"),
+                "condition" => wanted = condition(&option, report).unwrap_or(wanted),
                 // Compose's defaults may be said.
                 "required" if option.boolean(report) == Some(false) => {
                     option.unsupported(report, "a service that is not required is left out of `depends_on`");
@@ -210,16 +224,16 @@ fn dependencies(field: &Cursor<'_>, report: &mut Report) -> Vec<Dependency> {
                 _ => option.unknown(report, &["condition", "required", "restart"]),
             }
         }
-        found.push(Dependency { service: entry.name().to_owned(), healthy, at, path: entry.path.clone() });
+        found.push(Dependency { service: entry.name().to_owned(), condition: wanted, at, path: entry.path.clone() });
     }
     found
 }
 
-fn condition(option: &Cursor<'_>, report: &mut Report) -> Option<&'static str> {
+fn condition(option: &Cursor<'_>, report: &mut Report) -> Option<Condition> {
     let word = option.word(report)?;
     match word.as_str() {
-        "service_started" => return Some("service_started"),
-        "service_healthy" => return Some("service_healthy"),
+        "service_started" => return Some(Condition::Started),
+        "service_healthy" => return Some(Condition::Healthy),
         "service_completed_successfully" => {
             option.unsupported(report, "containers are kept running, so none is waited for to end");
         }

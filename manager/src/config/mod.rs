@@ -37,8 +37,8 @@ pub struct NodeConfig {
     pub cluster: String,
     /// Where the peer service listens, `ip:port`. Default `0.0.0.0:7420`.
     pub listen: SocketAddr,
-    /// What peers are told to connect to, `host:port`. Default: the local address of the route to each peer, with the
-    /// port of `listen`.
+    /// What peers are told to connect to, `host:port`. Default: `listen`; where that has no address, the local address of the
+    /// route to the first peer, with the port of `listen`.
     pub advertise: Option<String>,
     /// Peers to greet at the start, each `host:port`; further ones are learnt from them. Default none: a cluster of one.
     pub peers: Vec<String>,

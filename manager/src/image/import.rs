@@ -55,6 +55,7 @@ pub async fn import<S: BlobStore>(
     }
     let docker_config = options.docker_config.as_deref();
     let opened = layout::open(source, options.insecure, docker_config, work.scratch.path(), work.limits).await?;
+    work.note(opened.config.notes);
     let layers = work.layers(opened.layers).await?;
     if layers.is_empty() {
         return Err(ImageError::malformed(reference, "the image has no files at all"));

@@ -1,9 +1,13 @@
 //! The JSON documents of an OCI (or Docker) image: which layers it has for this machine, and what it runs.
 
+use nix::sys::signal::Signal;
 use serde::Deserialize;
 
 use super::{ImageError, Limits};
 use crate::spec::ImageConfig;
+
+/// Of each kind.
+const MAX_NOTES: usize = 20;
 
 /// What a container finds its programs with when the image does not say.
 pub const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -163,6 +167,8 @@ fn select(what: &str, mut all: Vec<Descriptor>, listing: bool) -> Result<Descrip
 #[derive(Debug)]
 pub struct Configuration {
     pub run: ImageConfig,
+    /// What the image asks for and does not get, each a sentence for its user.
+    pub notes: Vec<String>,
     /// Hex SHA-256 of each layer's decompressed tar, bottom first.
     pub diff_ids: Vec<String>,
 }
@@ -185,6 +191,15 @@ struct RawRun {
     entrypoint: Option<Vec<String>>,
     cmd: Option<Vec<String>>,
     working_dir: Option<String>,
+    stop_signal: Option<String>,
+    volumes: Option<serde_json::Map<String, serde_json::Value>>,
+    healthcheck: Option<RawHealthcheck>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct RawHealthcheck {
+    test: Option<Vec<String>>,
 }
 
 #[derive(Deserialize)]
@@ -205,6 +220,7 @@ pub fn parse_configuration(what: &str, json: &[u8]) -> Result<Configuration, Ima
     };
     let diff_ids = raw.rootfs.diff_ids.unwrap_or_default().into_iter().map(digest).collect::<Result<_, _>>()?;
     let run = raw.config.unwrap_or_default();
+    let notes = notes(&run);
     let filled = |text: Option<String>| text.filter(|t| !t.is_empty());
     let mut run = ImageConfig {
         entrypoint: run.entrypoint.unwrap_or_default(),
@@ -212,6 +228,7 @@ pub fn parse_configuration(what: &str, json: &[u8]) -> Result<Configuration, Ima
         env: run.env.unwrap_or_default(),
         working_dir: filled(run.working_dir),
         user: filled(run.user),
+        stop_signal: filled(run.stop_signal).map(|text| stop_signal(what, &text)).transpose()?,
     };
     let texts = run.entrypoint.iter().chain(&run.cmd).chain(&run.env).chain(&run.working_dir).chain(&run.user);
     if texts.into_iter().any(|text| text.contains('\0')) {
@@ -223,7 +240,33 @@ pub fn parse_configuration(what: &str, json: &[u8]) -> Result<Configuration, Ima
     if !run.env.iter().any(|item| item.starts_with("PATH=")) {
         run.env.push(DEFAULT_PATH.to_owned());
     }
-    Ok(Configuration { run, diff_ids })
+    Ok(Configuration { run, notes, diff_ids })
+}
+
+/// `SIGQUIT`, `QUIT`, `3` or `SIGRTMIN+3`.
+fn stop_signal(what: &str, text: &str) -> Result<i32, ImageError> {
+    const RTMIN: i32 = 34;
+    let name = text.strip_prefix("SIG").unwrap_or(text);
+    let number = match name.strip_prefix("RTMIN") {
+        Some("") => Some(RTMIN),
+        Some(offset) => offset.strip_prefix('+').and_then(|n| n.parse::<u8>().ok()).map(|n| RTMIN + i32::from(n)),
+        None => name.parse().ok().or_else(|| format!("SIG{name}").parse::<Signal>().ok().map(|signal| signal as i32)),
+    };
+    let number = number.filter(|number| (1..=64).contains(number));
+    number.ok_or_else(|| ImageError::malformed(what, format!("its stop signal {text:?} is none; SIGQUIT would be one")))
+}
+
+fn notes(run: &RawRun) -> Vec<String> {
+    let test = run.healthcheck.as_ref().and_then(|check| check.test.as_ref());
+    let checked = test.is_some_and(|test| !test.is_empty() && test[0] != "NONE");
+    let check = "the image's own HEALTHCHECK is not run; only `healthcheck` in the Compose file is";
+    let volumes = run.volumes.iter().flat_map(serde_json::Map::keys).take(MAX_NOTES).map(|path| {
+        format!(
+            "the image declares the volume {path:?}: what is written there is in the snapshots in any case; a volume that the \
+             Compose file mounts there begins empty, without the image's files"
+        )
+    });
+    checked.then(|| check.to_owned()).into_iter().chain(volumes).collect()
 }
 
 /// What a root directory runs: nothing of its own.
@@ -292,6 +335,7 @@ mod tests {
             host_architecture()
         );
         let config = parse_configuration("x", json.as_bytes()).unwrap();
+        assert!(config.notes.is_empty() && config.run.stop_signal.is_none());
         assert_eq!(config.run.cmd, ["x"]);
         assert_eq!(config.run.env, ["A=b", DEFAULT_PATH]);
         assert_eq!(config.run.user, None);
@@ -300,6 +344,22 @@ mod tests {
             assert!(parse_configuration("x", bad.as_bytes()).is_err(), "{bad}");
         }
         assert!(parse_configuration("x", br#"{"rootfs":{},"config":{"Env":["noequals"]}}"#).is_err());
+    }
+
+    #[test]
+    fn a_stop_signal_is_taken_over_and_what_is_not_is_said() {
+        let parse =
+            |config: &str| parse_configuration("x", format!(r#"{{"rootfs":{{}},"config":{{{config}}}}}"#).as_bytes());
+        for (text, number) in [("SIGQUIT", 3), ("QUIT", 3), ("15", 15), ("SIGRTMIN+3", 37), ("SIGRTMIN", 34)] {
+            assert_eq!(parse(&format!(r#""StopSignal":"{text}""#)).unwrap().run.stop_signal, Some(number), "{text}");
+        }
+        for bad in ["SIGNONE", "0", "65", "SIGRTMIN+31", "-9"] {
+            assert!(parse(&format!(r#""StopSignal":"{bad}""#)).is_err(), "{bad}");
+        }
+        let notes =
+            parse(r#""Volumes":{"/data":{},"/log":{}},"Healthcheck":{"Test":["CMD","x"],"Interval":1}"#).unwrap().notes;
+        assert!(notes.len() == 3 && notes[0].contains("HEALTHCHECK") && notes[2].contains("/log"), "{notes:?}");
+        assert!(parse(r#""Healthcheck":{"Test":["NONE"]}"#).unwrap().notes.is_empty());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::{
     image,
     ownership::{self, Claim, Claimant},
     recovery::{Begin, Command, Order, Phase, ProgressSender},
-    spec::{ContainerName, ContainerSpec, Epoch, ImageRecord, NodeName},
+    spec::{Condition, ContainerName, ContainerSpec, Dependency, Epoch, ImageRecord, NodeName},
     store::{
         StoreError,
         apps::{self, App, AppContent, PutApp},
@@ -207,9 +207,10 @@ impl Node {
         }
     }
 
-    /// Waits until a container that another one depends on is healthy (without a healthcheck: running), anywhere.
-    async fn wait_for(&self, needed: &crate::spec::ContainerName, progress: &ProgressSender) -> Result<(), ApiError> {
+    /// Waits until a container that another one depends on runs or is healthy, as is asked for, anywhere.
+    async fn wait_for(&self, dependency: &Dependency, progress: &ProgressSender) -> Result<(), ApiError> {
         const PATIENCE: std::time::Duration = std::time::Duration::from_secs(120);
+        let needed = &dependency.name;
         progress.step(format!("waiting for {needed}"));
         let deadline = std::time::Instant::now() + PATIENCE;
         loop {
@@ -223,15 +224,23 @@ impl Node {
             }
             let ready = status.containers.iter().any(|container| {
                 container.name == needed.as_str()
-                    && container.phase == "running"
-                    && matches!(container.health.as_str(), "healthy" | "none")
+                    && matches!(container.phase.as_str(), "running" | "checkpointing")
+                    && match dependency.condition {
+                        Condition::Started => true,
+                        // Its healthcheck may have been taken away since: then there is nothing to wait for.
+                        Condition::Healthy => matches!(container.health.as_str(), "healthy" | "none"),
+                    }
             });
             if ready {
                 return Ok(());
             }
             if std::time::Instant::now() > deadline {
                 return Err(ApiError::Refused(format!(
-                    "{needed}, which this container depends on, is not healthy after {PATIENCE:?}"
+                    "{needed}, which this container depends on, {} after {PATIENCE:?}",
+                    match dependency.condition {
+                        Condition::Started => "does not run",
+                        Condition::Healthy => "is not healthy",
+                    }
                 )));
             }
             tokio::time::sleep(std::time::Duration::from_millis(200)).await;

@@ -77,7 +77,8 @@ impl Actor {
             );
         }
         let State::Up(live) = &self.state else { return Err("the container is not running".into()) };
-        let status = live.link.quiesce(HOLD).await.map_err(|error| crate::chain(&error))?;
+        let check = self.app.spec.healthcheck.as_ref().map_or(Duration::ZERO, |check| check.timeout);
+        let status = live.link.quiesce(HOLD, check).await.map_err(|error| crate::chain(&error))?;
         let health = match status.health() {
             // Not unhealthy by its retries yet, but the last check has failed: no state to go back to.
             _ if status.failing_streak > 0 => SnapshotHealth::Unhealthy,
@@ -90,7 +91,7 @@ impl Actor {
         let dumped = self.dump(id, live.pid, kind == SnapshotKind::Final).await;
         // Else checkpoints in quick succession would keep healthchecks off for ever. One that cannot be told ends the hold by
         // itself, and its silence is the next ping's to judge.
-        let _ = live.link.quiesce(Duration::ZERO).await;
+        let _ = live.link.quiesce(Duration::ZERO, Duration::ZERO).await;
         let report = dumped?;
         self.next_seq += 1;
         self.save(super::record::LocalPhase::Up);

@@ -156,10 +156,11 @@ pub fn agent_config(ctx: &Ctx, app: &AppContent, layers: &[PathBuf]) -> Result<a
         interval_ms: ms(check.interval).max(10),
         timeout_ms: ms(check.timeout).max(1),
         start_period_ms: ms(check.start_period),
-        // Within the start period the first success is looked for often, so that dependants need not wait.
-        start_interval_ms: ms(check.interval).clamp(10, 500),
+        // Without a word, the first success is looked for often, so that dependants need not wait.
+        start_interval_ms: check.start_interval.map_or(ms(check.interval).clamp(10, 500), ms).max(10),
         retries: check.retries.max(1),
     });
+    config.stop_signal = app.image.config.stop_signal.unwrap_or(config.stop_signal);
     config.log_max_bytes = ctx.config.logs.max_bytes.max(64 << 10);
     Ok(config)
 }

@@ -171,15 +171,18 @@ fn devices() -> Value {
     ])
 }
 
+/// What is mounted inside another mount comes after it, or it would be buried. The order is the same on every node.
 fn mounts(spec: &BundleSpec) -> Result<Vec<Value>, BundleError> {
-    let mut mounts = defaults::mounts();
+    let mut mounts: Vec<(usize, Value)> = Vec::new();
+    let depth = |target: &Path| target.components().count();
     for tmpfs in &spec.tmpfs {
         let mut options = vec!["nosuid".to_owned(), "nodev".to_owned(), "mode=1777".to_owned()];
         options.extend(tmpfs.size_bytes.map(|bytes| format!("size={bytes}")));
         options.extend(tmpfs.read_only.then(|| "ro".to_owned()));
-        mounts.push(json!({
+        let mount = json!({
             "destination": target(&tmpfs.target)?, "type": "tmpfs", "source": "tmpfs", "options": options,
-        }));
+        });
+        mounts.push((depth(&tmpfs.target), mount));
     }
     let ours = |source: PathBuf, target: &str, read_only| Bind { source, target: target.into(), read_only };
     let own_files = ["resolv.conf", "hosts", "hostname"];
@@ -197,14 +200,16 @@ fn mounts(spec: &BundleSpec) -> Result<Vec<Value>, BundleError> {
     for bind in &binds {
         // Private: a mount made on the node later must not appear in the container, where a dump would trip over it.
         let mode = if bind.read_only { "ro" } else { "rw" };
-        mounts.push(json!({
+        let mount = json!({
             "destination": target(&bind.target)?,
             "type": "bind",
             "source": utf8(&bind.source)?,
             "options": ["bind", "private", mode],
-        }));
+        });
+        mounts.push((depth(&bind.target), mount));
     }
-    Ok(mounts)
+    mounts.sort_by_key(|(depth, _)| *depth);
+    Ok(defaults::mounts().into_iter().chain(mounts.into_iter().map(|(_, mount)| mount)).collect())
 }
 
 fn target(path: &Path) -> Result<&str, BundleError> {

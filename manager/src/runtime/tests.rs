@@ -65,6 +65,25 @@ fn a_bundle_has_what_a_restore_elsewhere_relies_on() {
 }
 
 #[test]
+fn a_mount_inside_another_comes_after_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut spec = spec(&dir);
+    let bind = |target: &str| Bind { source: dir.path().to_owned(), target: target.into(), read_only: false };
+    spec.binds = vec![bind("/a/b"), bind("/a"), bind("/etc"), bind("/app"), bind("/etc/hosts")];
+    spec.tmpfs = vec![Tmpfs { target: "/app/tmp".into(), size_bytes: None, read_only: false }];
+    let config = written(&spec);
+    let targets: Vec<&str> =
+        config["mounts"].as_array().unwrap().iter().map(|m| m["destination"].as_str().unwrap()).collect();
+    for (inner, outer) in [("/app/tmp", "/app"), ("/a/b", "/a"), ("/etc/hosts", "/etc"), ("/etc/hostname", "/etc")] {
+        let at = |target: &str| targets.iter().position(|t| *t == target).unwrap();
+        assert!(at(inner) > at(outer), "{inner} is buried under {outer}: {targets:?}");
+    }
+    // The user's own file is over ours.
+    let hosts = config["mounts"].as_array().unwrap().iter().rfind(|m| m["destination"] == "/etc/hosts").unwrap();
+    assert_eq!(hosts["source"], dir.path().to_str().unwrap());
+}
+
+#[test]
 fn what_the_host_cannot_give_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let refused = |change: &dyn Fn(&mut BundleSpec)| {

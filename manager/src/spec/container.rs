@@ -28,9 +28,9 @@ pub struct ContainerSpec {
     #[serde(default)]
     pub network: NetworkSpec,
     pub healthcheck: Option<Healthcheck>,
-    /// Containers that have to be healthy (or, without a healthcheck, running) before this one starts.
+    /// Containers that come before this one starts.
     #[serde(default)]
-    pub depends_on: Vec<ContainerName>,
+    pub depends_on: Vec<Dependency>,
     pub restart: RestartPolicy,
     #[serde(default)]
     pub rlimits: Vec<Rlimit>,
@@ -62,7 +62,8 @@ pub enum StateKind {
 pub enum RestartPolicy {
     No,
     Always,
-    /// Only after a failure (exit code other than 0, or a signal); `max` bounds it, `None` does not.
+    /// Only after a failure (exit code other than 0, or a signal). `max` bounds restarts in a row inside the container, which
+    /// only stateless ones have; without it the agent's own bound holds, as with `Always`. Then recovery's steps follow.
     OnFailure {
         max: Option<u32>,
     },
@@ -130,6 +131,22 @@ pub struct NetworkSpec {
     pub mac: Option<Mac>,
 }
 
+/// Compose's `depends_on`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dependency {
+    pub name: ContainerName,
+    pub condition: Condition,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Condition {
+    /// Its main process runs.
+    Started,
+    /// Its healthcheck passes.
+    Healthy,
+}
+
 /// Compose's `healthcheck`, run by the agent inside the container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Healthcheck {
@@ -142,6 +159,9 @@ pub struct Healthcheck {
     /// Failures in this first time do not count.
     #[serde(with = "humantime_serde")]
     pub start_period: Duration,
+    /// The interval within the start period; `interval`, but from 10 ms to 500 ms, when not given.
+    #[serde(default, with = "humantime_serde")]
+    pub start_interval: Option<Duration>,
     /// Failures in a row until the container is unhealthy.
     pub retries: u32,
 }
@@ -185,4 +205,6 @@ pub struct ImageConfig {
     pub env: Vec<String>,
     pub working_dir: Option<String>,
     pub user: Option<String>,
+    /// By number; SIGTERM when the image names none.
+    pub stop_signal: Option<i32>,
 }

@@ -8,8 +8,8 @@ mod names;
 mod units;
 
 pub use container::{
-    ContainerSpec, Healthcheck, ImageConfig, ImageRecord, Layer, Mount, MountSource, NetworkSpec, RecoveryPolicy,
-    RecoveryStep, RestartPolicy, Rlimit, StateKind,
+    Condition, ContainerSpec, Dependency, Healthcheck, ImageConfig, ImageRecord, Layer, Mount, MountSource,
+    NetworkSpec, RecoveryPolicy, RecoveryStep, RestartPolicy, Rlimit, StateKind,
 };
 pub use names::{ContainerName, Epoch, Mac, NameError, NodeName, SnapshotId};
 pub use units::{UnitError, nearest, parse_bytes, parse_duration};

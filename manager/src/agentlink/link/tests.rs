@@ -73,7 +73,7 @@ async fn requests_events_and_an_agent_that_hangs() {
     let first = time::timeout(SECOND * 20, events.recv()).await.unwrap().unwrap();
     assert!(matches!(first.kind, Some(event::Kind::Started(Started { .. }))));
     assert!(link.check_now(SECOND).await.unwrap().check.is_none());
-    link.quiesce(SECOND).await.unwrap();
+    link.quiesce(SECOND, SECOND).await.unwrap();
 
     // A manager that comes later learns from the status what was before it.
     let second = AgentLink::open(&dir.path().join("c").canonicalize().unwrap(), name()).unwrap();

@@ -6,7 +6,10 @@ mod roundtrip;
 use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use super::*;
-use crate::spec::{Healthcheck, Mount, MountSource, RecoveryPolicy, RecoveryStep, RestartPolicy, Rlimit, StateKind};
+use crate::spec::{
+    Condition, Dependency, Healthcheck, Mount, MountSource, RecoveryPolicy, RecoveryStep, RestartPolicy, Rlimit,
+    StateKind,
+};
 
 fn no_variables(_: &str) -> Option<String> {
     None
@@ -57,7 +60,7 @@ mac_address: 02:00:0a:4d:01:0a
 hostname: front
 user: 33:www-data
 working_dir: /srv
-healthcheck: {test: [CMD, /bin/true], interval: 2s, timeout: 500ms, retries: 2, start_period: 1m30s}
+healthcheck: {test: [CMD, /bin/true], interval: 2s, timeout: 500ms, retries: 2, start_period: 1m30s, start_interval: 3s}
 restart: on-failure:5
 ulimits: {nofile: 1024, core: {soft: 0, hard: -1}}
 annotations:
@@ -92,6 +95,7 @@ annotations:
             interval: Duration::from_secs(2),
             timeout: Duration::from_millis(500),
             start_period: Duration::from_secs(90),
+            start_interval: Some(Duration::from_secs(3)),
             retries: 2,
         }),
         depends_on: vec![],
@@ -168,7 +172,9 @@ fn containers_come_after_what_they_depend_on_else_as_in_the_file() {
     let names: Vec<_> = file.containers.iter().map(|spec| spec.name.as_str()).collect();
     assert_eq!(names, ["idle", "logger", "db", "web"]);
     let web = &file.containers[3];
-    assert_eq!(web.depends_on.iter().map(|name| name.as_str()).collect::<Vec<_>>(), ["db", "logger"]);
+    let dependency = |name: &str, condition| Dependency { name: name.parse().unwrap(), condition };
+    assert_eq!(web.depends_on, [dependency("db", Condition::Healthy), dependency("logger", Condition::Started)]);
+    assert_eq!(file.containers[2].depends_on, [dependency("logger", Condition::Started)]);
 }
 
 #[test]
@@ -206,6 +212,24 @@ fn an_environment_without_values_takes_the_shells() {
     assert!(
         warnings.len() == 1 && warnings[0].starts_with("app.yaml:2:39: services.a.environment[1]: has no value"),
         "{warnings:?}"
+    );
+}
+
+#[test]
+fn a_limit_of_restarts_that_does_not_count_is_mentioned() {
+    let warnings = |annotations: &str| {
+        let text = format!(
+            "services:\n  web:\n    image: /i\n    restart: on-failure:2\n    annotations: {{{annotations}}}\n"
+        );
+        accepted(&text).warnings.iter().map(Finding::to_string).collect::<Vec<_>>()
+    };
+    assert!(warnings("").is_empty());
+    let stateful = warnings("io.ha-manager.state-sensitivity: 1s");
+    assert!(
+        stateful.len() == 1
+            && stateful[0].starts_with("app.yaml:4:14: services.web.restart: ")
+            && stateful[0].contains("`restart:N` in io.ha-manager.recovery"),
+        "{stateful:?}"
     );
 }
 

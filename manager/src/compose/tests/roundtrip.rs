@@ -76,7 +76,13 @@ fn service(spec: &ContainerSpec) -> Value {
             let hard = if limit.hard == u64::MAX { json!(-1) } else { json!(limit.hard) };
             (limit.name.clone(), json!({"soft": limit.soft, "hard": hard}))
         }).collect::<serde_json::Map<_, _>>(),
-        "depends_on": spec.depends_on.iter().map(|name| name.as_str()).collect::<Vec<_>>(),
+        "depends_on": spec.depends_on.iter().map(|needed| {
+            let condition = match needed.condition {
+                Condition::Started => "service_started",
+                Condition::Healthy => "service_healthy",
+            };
+            (needed.name.to_string(), json!({"condition": condition}))
+        }).collect::<serde_json::Map<_, _>>(),
     });
     if let Some(words) = &spec.entrypoint {
         value["entrypoint"] = list(words);
@@ -101,6 +107,9 @@ fn service(spec: &ContainerSpec) -> Value {
             "test": list(&test), "interval": millis(check.interval), "timeout": millis(check.timeout),
             "start_period": millis(check.start_period), "retries": check.retries,
         });
+        if let Some(interval) = check.start_interval {
+            value["healthcheck"]["start_interval"] = millis(interval);
+        }
     }
     value
 }
@@ -173,12 +182,15 @@ fn state() -> impl Strategy<Value = (StateKind, RecoveryPolicy)> {
 }
 
 fn healthcheck() -> impl Strategy<Value = Healthcheck> {
-    (vec(any_text(), 1..3), duration(), duration(), duration(), 1u32..1000).prop_map(
-        |(argv, interval, timeout, start_period, retries)| Healthcheck {
+    let interval = || duration().prop_map(|duration| duration.max(Duration::from_millis(10)));
+    let start = (duration(), option::of(interval()));
+    (vec(any_text(), 1..3), interval(), duration(), start, 1u32..1000).prop_map(
+        |(argv, interval, timeout, (start_period, start_interval), retries)| Healthcheck {
             argv,
             interval,
             timeout,
             start_period,
+            start_interval,
             retries,
         },
     )
@@ -224,7 +236,10 @@ fn spec(index: usize) -> impl Strategy<Value = ContainerSpec> {
                 healthcheck,
                 // On the one before: in the order of the file there is no circle.
                 depends_on: (depends && index > 0)
-                    .then(|| format!("c{}", index - 1).parse().unwrap())
+                    .then(|| Dependency {
+                        name: format!("c{}", index - 1).parse().unwrap(),
+                        condition: Condition::Started,
+                    })
                     .into_iter()
                     .collect(),
                 restart,
