@@ -34,20 +34,6 @@ pub trait Gate {
     fn open(&mut self) -> io::Result<()>;
 }
 
-/// For a container that no packet can reach anyway.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct OpenGate;
-
-impl Gate for OpenGate {
-    fn close(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn open(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 #[derive(Debug, thiserror::Error)]
 pub enum DumpError {
     #[error("the container cannot be checkpointed: {}", preflight::join(.0))]
@@ -74,6 +60,16 @@ pub enum DumpError {
     NoPages,
 }
 
+impl DumpError {
+    /// Whether the container's processes run on as if nothing had been tried.
+    pub fn leaves_running(&self) -> bool {
+        match self {
+            DumpError::Swrk { remains, .. } | DumpError::Timeout { remains, .. } => remains.is_running(),
+            _ => true,
+        }
+    }
+}
+
 /// What to dump, and where to.
 #[derive(Debug, Clone)]
 pub struct DumpRequest {
@@ -88,8 +84,9 @@ pub struct DumpRequest {
     /// An empty directory for the captured files, on a file system the container cannot reach.
     pub staging: PathBuf,
     pub capture: Vec<CaptureSource>,
-    /// False ends the container with the dump; the gate then stays closed, so that nothing of its end gets out.
-    pub leave_running: bool,
+    /// After a dump that succeeds the gate stays closed: the container is to go on elsewhere from here, and nothing of
+    /// what it still does may get out.
+    pub stay_closed: bool,
     /// For everything together. The container is frozen for a part of it.
     pub timeout: Duration,
 }
@@ -124,8 +121,9 @@ impl Dumper {
         Self { criu: criu.into(), cpuinfo: OnceLock::new() }
     }
 
-    /// Dumps a running container. Whatever is returned, the container runs again (unless it was not to be left running,
-    /// or the error says otherwise) and the gate is open.
+    /// Dumps a running container. Whatever is returned, the container runs again unless
+    /// [`DumpError::leaves_running`] says otherwise. After an error the gate is open, whatever
+    /// [`DumpRequest::stay_closed`] wanted, unless the error is [`DumpError::GateOpen`].
     ///
     /// # Errors
     /// See [`DumpError`]; the caller removes `images` and `staging` then.
@@ -169,9 +167,10 @@ impl Dumper {
         };
         drop(hurried);
         let step = conversation.step().to_owned();
-        let gate_result = conversation.settle(matches!(ended, Ok(true)) && !request.leave_running);
+        let gate_result = conversation.settle(matches!(ended, Ok(true)));
         let capture = conversation.into_capture();
-        match ended {
+        let held = request.stay_closed && matches!(gate_result, Ok(None));
+        let outcome = match ended {
             Err((SwrkError::Timeout, remains)) => Err(DumpError::Timeout { timeout: request.timeout, step, remains }),
             Err((source, remains)) => Err(DumpError::Swrk { source, remains }),
             Ok(false) => Err(self.refused(request, capture, gate_result)),
@@ -180,7 +179,12 @@ impl Dumper {
                 let capture = capture.map_err(|source| DumpError::Capture { source })?;
                 report(request, capture, gate_closed, criu_wall, started)
             }
+        };
+        if outcome.is_err() && held {
+            // What CRIU called a success is none: the container goes on here and has to be heard.
+            gate.open().or_else(|_| gate.open()).map_err(|source| DumpError::GateOpen { source })?;
         }
+        outcome
     }
 
     /// Why CRIU said no: because we did, or by itself.
@@ -209,7 +213,7 @@ impl Dumper {
             images_dir_fd: images.as_raw_fd(),
             work_dir_fd: Some(work.as_raw_fd()),
             pid: Some(request.init_pid),
-            leave_running: Some(request.leave_running),
+            leave_running: Some(true),
             tcp_established: Some(true),
             file_locks: Some(true),
             // Errors only: the full log of 32 processes takes 20 ms of the freeze.

@@ -36,7 +36,7 @@ mod urgent;
 
 pub use capture::{CaptureError, CaptureReport, CaptureSource};
 pub use cpu::{CPUINFO, CpuError, check as check_cpu, describe as describe_cpu};
-pub use dump::{DumpError, DumpReport, DumpRequest, Dumper, Gate, OpenGate};
+pub use dump::{DumpError, DumpReport, DumpRequest, Dumper, Gate};
 pub use preflight::{Obstacle, preflight};
 pub use rescue::{Remains, settle_orphan};
 pub use restore::{RestoreError, restore};

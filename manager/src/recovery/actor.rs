@@ -14,6 +14,7 @@ use tokio::{
 };
 
 use super::{
+    checkpoint::NoCheckpoint,
     heed::{Found, PING_EVERY},
     live::Live,
     order::{Command, Order, ProgressSender},
@@ -272,8 +273,11 @@ impl Actor {
             }
         }
         if self.schedule.as_ref().is_some_and(|s| s.due() <= Instant::now()) && matches!(self.state, State::Up(_)) {
-            // The failure was reported and the schedule has moved on; the container goes on.
-            let _ = self.checkpoint(SnapshotKind::Periodic).await;
+            match self.checkpoint(SnapshotKind::Periodic).await {
+                // The failure was reported and the schedule has moved on; the container goes on.
+                Ok(_) | Err(NoCheckpoint::Goes(_)) => {}
+                Err(NoCheckpoint::Broken(why)) => return self.lost(Scope::Container, why).await,
+            }
         }
         ControlFlow::Continue(())
     }

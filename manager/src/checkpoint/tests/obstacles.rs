@@ -21,7 +21,7 @@ fn inotify_on_the_overlay_is_refused_by_name_and_on_a_volume_it_is_not() {
     client.ask("inotify /data");
     place.dump(pid);
     client.ask("inotify /srv");
-    let error = place.dump_with(&place.request(pid), &mut super::super::OpenGate).unwrap_err();
+    let error = place.dump_with(&place.request(pid), &mut super::lab::NoGate).unwrap_err();
     let DumpError::Obstacles(obstacles) = &error else { panic!("{error:?}") };
     println!("{error}");
     assert_eq!((obstacles.len(), obstacles[0].pid, obstacles[0].program.as_str()), (1, pid, "steady"));
