@@ -121,6 +121,27 @@ impl Dumper {
         Self { criu: criu.into(), cpuinfo: OnceLock::new() }
     }
 
+    /// What this node's CPU can do, in CRIU's form.
+    ///
+    /// # Errors
+    /// CRIU cannot be asked.
+    pub fn cpuinfo(&self, timeout: Duration) -> Result<&[u8], CpuError> {
+        if let Some(cpuinfo) = self.cpuinfo.get() {
+            return Ok(cpuinfo);
+        }
+        let cpuinfo = cpu::describe(&self.criu, timeout)?;
+        Ok(self.cpuinfo.get_or_init(|| cpuinfo))
+    }
+
+    /// Whether what ran on the CPU that `cpuinfo` describes can go on here.
+    ///
+    /// # Errors
+    /// [`CpuError::Incompatible`] names the features that are missing.
+    pub fn check_cpu(&self, cpuinfo: &[u8], timeout: Duration) -> Result<(), CpuError> {
+        // Mostly all nodes have the same, which needs no CRIU to see.
+        if self.cpuinfo(timeout)? == cpuinfo { Ok(()) } else { cpu::check(&self.criu, cpuinfo, timeout) }
+    }
+
     /// Dumps a running container. Whatever is returned, the container runs again unless
     /// [`DumpError::leaves_running`] says otherwise. After an error the gate is open, whatever
     /// [`DumpRequest::stay_closed`] wanted, unless the error is [`DumpError::GateOpen`].
@@ -142,6 +163,8 @@ impl Dumper {
         let opts = self.opts(request, &images_dir, &work_dir)?;
         self.write_companions(request)?;
         let stopped_before = rescue::stopped(request.init_pid);
+        let write = |source| DumpError::Io { operation: "note the dump in", path: request.work.clone(), source };
+        let _underway = rescue::Underway::begin(&request.work, &stopped_before).map_err(write)?;
         let mut conversation = Conversation::prepare(request, gate, deadline)?;
 
         let hurried = Hurried::this_thread();
@@ -161,7 +184,7 @@ impl Dumper {
             }
             Err(error) => {
                 conversation.cancel();
-                let remains = rescue::end_criu(&mut swrk, request.init_pid, &stopped_before);
+                let remains = rescue::end_criu(&self.criu, &mut swrk, request.init_pid, &stopped_before);
                 Err((error, remains))
             }
         };
@@ -234,15 +257,9 @@ impl Dumper {
     /// What belongs beside CRIU's images: the CPU they were made on, and what runc wants to know of the standard
     /// descriptors, which are `/dev/null` in every container of ours.
     fn write_companions(&self, request: &DumpRequest) -> Result<(), DumpError> {
-        let cpuinfo = match self.cpuinfo.get() {
-            Some(cpuinfo) => cpuinfo,
-            None => {
-                let cpuinfo = cpu::describe(&self.criu, request.timeout)?;
-                self.cpuinfo.get_or_init(|| cpuinfo)
-            }
-        };
+        let cpuinfo = self.cpuinfo(request.timeout)?;
         let descriptors = br#"["/dev/null","/dev/null","/dev/null"]"#;
-        for (name, contents) in [(cpu::CPUINFO, cpuinfo.as_slice()), ("descriptors.json", descriptors)] {
+        for (name, contents) in [(cpu::CPUINFO, cpuinfo), ("descriptors.json", descriptors)] {
             let path = request.images.join(name);
             fs::write(&path, contents).map_err(|source| DumpError::Io { operation: "write", path, source })?;
         }

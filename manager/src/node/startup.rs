@@ -61,6 +61,10 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     let runtime = Runc::new(&config.runtime, &config.runtime_root, &config.criu);
     runtime.settle_orphans(ORPHAN_PATIENCE);
     let dumper = Dumper::new(&config.criu);
+    // Now, and not in the middle of a failover.
+    if let Err(error) = dumper.cpuinfo(config.checkpoint.timeout) {
+        tracing::warn!(error = crate::chain(&error), "this node's CPU cannot be described: it can take no checkpoints");
+    }
     let detail = json!({"version": env!("CARGO_PKG_VERSION"), "address": advertise, "criu": versions.criu});
     events.emit(None, "node.started", "the manager is running", detail);
     let ctx = Arc::new(Ctx { config, store, network, runtime, dumper, agent, events, membership, versions });

@@ -22,6 +22,7 @@ use super::{
     record::{LocalPhase, LocalRecord, RECORD_VERSION},
     shipping::{Shipping, ShippingView},
     teardown::{self, Extent, TeardownError},
+    unfit::Asked,
     upload::{Report, Uploads},
     view::{ContainerView, Phase, SharedView},
 };
@@ -114,6 +115,8 @@ pub(super) struct Actor {
     pub waited: Option<Duration>,
     /// Snapshots wait on this node for the store, and that was said.
     pub store_away: bool,
+    /// This node cannot run the newest snapshot: who else was asked. None since the container was up.
+    pub(super) unfit: Option<Asked>,
     /// The last attempt was given up because somebody else has the address.
     pub conflict: bool,
     pub(super) watchdog: Watchdog,
@@ -169,6 +172,7 @@ pub fn spawn(
         agent_digest: ctx.agent.digest(),
         waited: None,
         conflict: false,
+        unfit: None,
         store_away: false,
         name,
         generation: app.generation,
@@ -370,7 +374,7 @@ impl Actor {
             (view.phase, view.pid, view.failure, view.up_since) = (Phase::Running, pid, None, Some(Instant::now()));
         });
         self.watchdog = Watchdog::new(WatchdogConfig::default(), Instant::now());
-        (self.waited, self.conflict) = (None, false);
+        (self.waited, self.conflict, self.unfit) = (None, false, None);
         self.next_ping = Instant::now() + PING_EVERY;
         self.state = State::Up(Box::new(live));
         self.save(LocalPhase::Up);

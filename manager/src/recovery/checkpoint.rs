@@ -170,7 +170,12 @@ impl Actor {
             agent_digest: Some(self.agent_digest.clone()),
             agent_incarnation: HexBytes(status.incarnation),
             versions: self.ctx.versions.clone(),
-            cpuinfo: None,
+            cpuinfo: self
+                .ctx
+                .dumper
+                .cpuinfo(self.ctx.config.checkpoint.timeout)
+                .ok()
+                .map(|info| HexBytes(info.to_vec())),
             previous: self.last_committed,
         };
         let staging = self.place.staging().join(id.to_string());
@@ -213,15 +218,15 @@ impl Actor {
             };
             clean();
             let made = fs::create_dir_all(&images).and_then(|()| fs::create_dir_all(&staging));
-            let outcome = made.map_err(CheckpointError::Room).and_then(|()| {
-                let mut gate = PortGate(ctx.network.gate(&name).map_err(CheckpointError::Gate)?);
-                match ctx.dumper.dump(&request, &mut gate) {
-                    Err(DumpError::GateOpen { .. }) => {
-                        Err(open_gate(&ctx.network, &name).map_or_else(CheckpointError::CutOff, |()| CheckpointError::Late))
+            let outcome =
+                made.map_err(CheckpointError::Room).and_then(|()| {
+                    let mut gate = PortGate(ctx.network.gate(&name).map_err(CheckpointError::Gate)?);
+                    match ctx.dumper.dump(&request, &mut gate) {
+                        Err(DumpError::GateOpen { .. }) => Err(open_gate(&ctx.network, &name)
+                            .map_or_else(CheckpointError::CutOff, |()| CheckpointError::Late)),
+                        outcome => outcome.map_err(CheckpointError::Dump),
                     }
-                    outcome => outcome.map_err(CheckpointError::Dump),
-                }
-            });
+                });
             if outcome.is_err() {
                 clean();
             }

@@ -84,6 +84,8 @@ impl Actor {
         };
         let shown = source_name(from);
         progress.step(format!("restoring {} from {shown}", self.name));
+        // Somebody looks after it: whoever could not take it before is asked again.
+        self.unfit = None;
         self.view.update(|view| view.phase = Phase::Recovering);
         self.event(
             "recovery.started",

@@ -84,6 +84,30 @@ fn large_deleted_files_are_dumped() {
     assert_eq!(lab.client().ask("incr"), "1");
 }
 
+#[test]
+fn a_file_that_has_lost_one_of_its_names_is_refused_by_name() {
+    if skipped("a_file_that_has_lost_one_of_its_names_is_refused_by_name") {
+        return;
+    }
+    let _alone = alone();
+    let lab = Lab::new();
+    let mut place = lab.place();
+    let pid = place.start();
+    let mut client = lab.client();
+    // One of two names of a file of its own; the only name of a file of the image.
+    for (ask, name) in [("half-removed /data/half", "/data/half"), ("removed /srv/lower-file", "/srv/lower-file")] {
+        client.ask(ask);
+        let error = place.dump_with(&place.request(pid), &mut super::lab::NoGate).unwrap_err();
+        let DumpError::Obstacles(obstacles) = &error else { panic!("{error:?}") };
+        println!("{error}");
+        assert!(obstacles.len() == 1 && obstacles[0].fd.is_some() && obstacles[0].what.contains(name), "{obstacles:?}");
+        client.ask("close");
+    }
+    // The only name of a file of its own: CRIU keeps the content.
+    client.ask("removed /data/mine");
+    place.dump(pid);
+}
+
 /// A python that does `setup`, says so, and waits; its obstacles.
 fn obstacles_of(setup: &str) -> Option<Vec<Obstacle>> {
     let script = format!("import os,socket,ctypes,time\n{setup}\nprint('ready',flush=True)\ntime.sleep(600)");
