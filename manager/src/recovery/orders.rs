@@ -254,6 +254,8 @@ impl Actor {
             let _ = tokio::time::timeout(grace + std::time::Duration::from_secs(1), live.exit.wait()).await;
         }
         progress.step("removing its snapshots");
+        // What they still wrote would stay in the store for good, and be taken for the next container's of that name.
+        tokio::join!(self.uploads.stop(), self.shipping.stop());
         let outcome = forget(&self.ctx, &self.name, self.generation, Some(&self.owner)).await;
         if let Err(error) = outcome {
             let _ = reply.send(Err(error));
