@@ -2,12 +2,13 @@
 
 mod common;
 
-use std::time::SystemTime;
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::SystemTime};
 
 use common::{
-    checkpoint, client, count, state, wait_until_serving,
+    NEVER, PATIENCE, cannot_run, checkpoint, client, count, kill_counter, scene, state, wait_until_serving,
     watch::{AGENT, COUNTER, Described, Watched},
 };
+use ha_lab::run;
 use nix::sys::signal::Signal;
 
 const PLAIN: [&str; 3] = [COUNTER, "--ballast-mb", "4"];
@@ -61,4 +62,64 @@ fn a_stateless_process_that_is_killed_is_started_again_inside_its_container() {
     assert_eq!(watched.events("process.restarting").len(), 1);
     assert_eq!(watched.events("recovery.started"), []);
     watched.finish();
+}
+
+/// CRIU; but once, when the file `hang` is there, one that hangs with the counter in its hands and cannot be ended.
+const HANGING_CRIU: &str = r#"#!/usr/bin/perl
+if ($ARGV[0] ne "swrk" || !unlink("HANG")) { exec "CRIU", @ARGV }
+# Once it is asked to dump: whoever it traces then is not refused by name.
+my $asked = ""; vec($asked, 3, 1) = 1; select($asked, undef, undef, undef);
+if (fork() == 0) {
+    # setsid, ptrace(PTRACE_SEIZE), ptrace(PTRACE_INTERRUPT)
+    syscall(112);
+    for my $pid (map { m{^/proc/(\d+)/comm$} } glob("/proc/[0-9]*/comm")) {
+        open(my $comm, "<", "/proc/$pid/comm") or next;
+        next if <$comm> ne "counter\n";
+        syscall(101, 0x4206, $pid + 0, 0, 0);
+        syscall(101, 0x4207, $pid + 0, 0, 0);
+    }
+}
+sleep 600;
+"#;
+
+#[test]
+fn a_dump_that_leaves_a_process_standing_is_recovered_from() {
+    let name = "a_dump_that_leaves_a_process_standing_is_recovered_from";
+    if cannot_run(name) {
+        return;
+    }
+    if !cfg!(target_arch = "x86_64") || !Path::new("/usr/bin/perl").exists() {
+        return ha_lab::skipped(name, "it needs perl, and knows the system calls of x86-64 only");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (hang, script) = (dir.path().join("hang"), dir.path().join("hanging-criu"));
+    let criu = run(std::process::Command::new("sh").args(["-c", "command -v criu"])).unwrap();
+    let text =
+        HANGING_CRIU.replace("HANG", &hang.display().to_string()).replace("\"CRIU\"", &format!("\"{}\"", criu.trim()));
+    fs::write(&script, text).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let config = format!("criu = \"{}\"\ncheckpoint.timeout = \"5s\"", script.display());
+    let Some((cluster, before)) = scene(name, 1, &config, NEVER) else { return };
+    let (_, id) = state(&cluster);
+    let saved = count(&cluster, 10);
+    checkpoint(&cluster);
+    count(&cluster, 5);
+    fs::write(&hang, "").unwrap();
+    let since = SystemTime::now();
+    cluster.members[0].cli(&["checkpoint", "counter"]).unwrap_err();
+    let lost = cluster.wait_for_event("container.lost", since, 1, PATIENCE).unwrap();
+    assert_eq!(lost.text("scope"), Some("container"), "{lost:?}");
+    wait_until_serving(&cluster, since);
+    assert_eq!(state(&cluster), (saved, id.clone()));
+    // The next dump is an ordinary one, and so is what follows.
+    checkpoint(&cluster);
+    let since = SystemTime::now();
+    kill_counter(&cluster, 0);
+    wait_until_serving(&cluster, since);
+    assert_eq!(state(&cluster), (saved, id));
+    // Its hold has ended with the process; it is the test's to end.
+    for pid in cluster.members[0].node.processes("/usr/bin/perl") {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.cast_signed()), Signal::SIGKILL).unwrap();
+    }
+    before.check_after_removal(&cluster);
 }

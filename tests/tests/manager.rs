@@ -233,3 +233,33 @@ fn a_second_manager_a_taken_name_and_a_wrong_configuration_are_refused_with_the_
     poller.stop();
     before.check_after_removal(&cluster);
 }
+
+#[test]
+fn a_port_in_use_is_found_before_anything_is_touched() {
+    let name = "a_port_in_use_is_found_before_anything_is_touched";
+    let Some((mut cluster, before)) = scene(name, 1, "", common::NEVER) else { return };
+    let poller = poll(&cluster);
+    cluster.members[0].stop_manager(Signal::SIGKILL).unwrap();
+    let mut listen = cluster.members[0].node.command("perl").unwrap();
+    let script =
+        "IO::Socket::INET->new(LocalPort => 7420, Listen => 1) or die; $| = 1; print \"listening\\n\"; sleep 600";
+    let mut other = match listen.args(["-MIO::Socket::INET", "-e", script]).stdout(Stdio::piped()).spawn() {
+        Ok(other) => other,
+        Err(error) => return ha_lab::skipped(name, &format!("perl: {error}")),
+    };
+    let mut said = [0; 10];
+    std::io::Read::read_exact(other.stdout.as_mut().unwrap(), &mut said).unwrap();
+    let since = SystemTime::now();
+    let said = refused(&cluster, &cluster.members[0].node.disk().join("node.toml"));
+    assert!(said.contains("7420") && said.contains("`listen`"), "{said}");
+    let events = fs::read_to_string(cluster.members[0].node.disk().join("state/events.jsonl")).unwrap();
+    assert_eq!(events.matches("node.started").count(), 1, "it had begun: {events}");
+    // The stand-in's end is the listener's.
+    other.kill().unwrap();
+    other.wait().unwrap();
+    cluster.members[0].start_manager().unwrap();
+    adopted(&cluster, since);
+    unharmed(&cluster, &poller, "after the refusal");
+    poller.stop();
+    before.check_after_removal(&cluster);
+}

@@ -2,13 +2,14 @@
 
 mod common;
 
-use std::{collections::BTreeSet, fs, time::Duration};
+use std::{collections::BTreeSet, fs, path::PathBuf, time::Duration};
 
 use common::{
     PATIENCE, checkpoint, client, count, state,
     watch::{AGENT, COUNTER, Described, Watched},
 };
 use ha_lab::{clients::counter::Poller, cluster::Cluster, demo::ADDRESS};
+use ha_manager::snapshot::{HexBytes, Manifest};
 use nix::sys::signal::Signal;
 
 const PLAIN: [&str; 3] = [COUNTER, "--ballast-mb", "4"];
@@ -174,6 +175,48 @@ fn without_a_good_snapshot_a_container_begins_anew_only_where_its_policy_says_so
         switch_on(&mut watched, 0);
         watched.finish();
     }
+}
+
+/// Makes the newest snapshot one of a CPU that can do everything there is. Its manifest, and what it was.
+fn of_another_cpu(watched: &Watched) -> (PathBuf, Vec<u8>) {
+    let snapshots = fs::read_dir(watched.cluster.lab.store().join("snapshots/counter")).unwrap();
+    let path = snapshots.flatten().map(|entry| entry.path()).max().unwrap().join("manifest");
+    let bytes = fs::read(&path).unwrap();
+    let mut manifest = Manifest::decode("manifest", &bytes).unwrap();
+    let mut cpuinfo = manifest.meta.cpuinfo.take().expect("the CPU is in the manifest").0;
+    let middle = cpuinfo.len() / 2;
+    // The capability words are the longest run of bytes in it.
+    cpuinfo[16..middle].fill(0xff);
+    manifest.meta.cpuinfo = Some(HexBytes(cpuinfo));
+    fs::write(&path, manifest.encode().unwrap()).unwrap();
+    (path, bytes)
+}
+
+#[test]
+fn a_snapshot_no_nodes_cpu_can_run_is_offered_to_the_peer_and_waits_and_no_older_state_is_taken() {
+    let name = "a_snapshot_no_nodes_cpu_can_run_is_offered_to_the_peer_and_waits_and_no_older_state_is_taken";
+    let described = Described::stateful(&PLAIN).recovery("restart:2, failover, older-snapshot:2, cold-start");
+    let Some(watched) = Watched::start(name, 2, &described) else { return };
+    let (_, id) = state(&watched.cluster);
+    count(&watched.cluster, 5);
+    checkpoint(&watched.cluster);
+    let saved = count(&watched.cluster, 10);
+    checkpoint(&watched.cluster);
+    let (manifest, whole) = of_another_cpu(&watched);
+    watched.signal(0, AGENT, Signal::SIGKILL);
+    watched.cluster.wait("it to wait", PATIENCE, |_| watched.events("recovery.waiting").len() >= 2).unwrap();
+    assert_eq!(watched.events("node.unfit").len(), 1);
+    let waiting = watched.events("recovery.waiting").pop().unwrap();
+    assert!(waiting.text("cause").unwrap().contains("CPU lacks"), "{waiting:?}");
+    let steps = watched.steps();
+    assert_eq!(steps.iter().filter(|step| *step == "failover").count(), 1, "each peer is asked once: {steps:?}");
+    assert!(!steps.iter().any(|step| step == "older-snapshot" || step == "cold-start"), "{steps:?}");
+    assert!(watched.cluster.members.iter().all(|member| member.node.processes(COUNTER).is_empty()));
+    // Such a node appears.
+    fs::write(manifest, whole).unwrap();
+    wait_until_on(&watched, 0);
+    assert_eq!(state(&watched.cluster), (saved, id));
+    watched.finish();
 }
 
 /// Changes one bit in the middle of the largest object of the newest snapshot.

@@ -1,8 +1,7 @@
 //! Reading a container's log: `log.1`, then `log`, over rotations.
 //!
-//! [`LogReader`] is for people and holds its file open, so that a rotation cannot pull it away. [`LogShipper`] is for
-//! uploads and keeps only a [`LogCursor`] that survives the manager's restart. Both are synchronous and bounded; neither
-//! belongs on a runtime's own thread.
+//! [`LogShipper`] keeps only a [`LogCursor`], which survives the manager's restart. It is synchronous and bounded, and does
+//! not belong on a runtime's own thread.
 
 use std::{
     fs::File,
@@ -17,95 +16,8 @@ use super::{ChannelDir, Error};
 const LOG: &str = "log";
 const OLD: &str = "log.1";
 
-/// The longest line handed out; the agent's own are about half as long.
-const MAX_LINE: usize = 32 * 1024;
-
-/// Read at once.
+/// The least that is read at once.
 const CHUNK: u64 = 64 * 1024;
-
-/// Yields the log's lines, oldest first, and goes on with what is appended.
-#[derive(Debug)]
-pub struct LogReader {
-    dir: ChannelDir,
-    current: Option<File>,
-    partial: Vec<u8>,
-}
-
-impl LogReader {
-    pub fn new(dir: ChannelDir) -> Self {
-        Self { dir, current: None, partial: Vec::new() }
-    }
-
-    /// Lines that are there now, without their newlines, at most about 64 KiB of them. Empty at the end; to follow, ask
-    /// again after a while.
-    ///
-    /// # Errors
-    /// [`Error::NotA`] and [`Error::Channel`].
-    pub fn read(&mut self) -> Result<Vec<Vec<u8>>, Error> {
-        loop {
-            if self.current.is_none() {
-                self.current = match self.dir.file(OLD)? {
-                    Some(old) => Some(old),
-                    None => self.dir.file(LOG)?,
-                };
-            }
-            let Some(current) = &self.current else { return Ok(Vec::new()) };
-            let mut bytes = read_some(current).map_err(self.dir.error("read", LOG))?;
-            let mut after = None;
-            if bytes.is_empty() {
-                let Some(next) = self.next_file(current)? else { return Ok(Vec::new()) };
-                // What was appended between the read and the rotation.
-                bytes = read_some(current).map_err(self.dir.error("read", LOG))?;
-                after = Some(next);
-            }
-            if bytes.is_empty() {
-                self.current = after;
-            }
-            let lines = self.split(&bytes);
-            if !lines.is_empty() {
-                return Ok(lines);
-            }
-        }
-    }
-
-    /// The file after `current`, when that is no longer the newest.
-    fn next_file(&self, current: &File) -> Result<Option<File>, Error> {
-        let inode = |file: &File| file.metadata().map(|m| m.ino()).map_err(self.dir.error("look at", LOG));
-        let current = inode(current)?;
-        let Some(log) = self.dir.file(LOG)? else { return Ok(None) };
-        if inode(&log)? == current {
-            return Ok(None);
-        }
-        match self.dir.file(OLD)? {
-            // Rotated more than once: what is left of the time between is `log.1`.
-            Some(old) if inode(&old)? != current => Ok(Some(old)),
-            _ => Ok(Some(log)),
-        }
-    }
-
-    fn split(&mut self, bytes: &[u8]) -> Vec<Vec<u8>> {
-        let mut lines = Vec::new();
-        for piece in bytes.split_inclusive(|b| *b == b'\n') {
-            let (text, ended) = piece.strip_suffix(b"\n").map_or((piece, false), |text| (text, true));
-            for text in text.chunks(MAX_LINE) {
-                if self.partial.len() + text.len() > MAX_LINE {
-                    lines.push(std::mem::take(&mut self.partial));
-                }
-                self.partial.extend_from_slice(text);
-            }
-            if ended {
-                lines.push(std::mem::take(&mut self.partial));
-            }
-        }
-        lines
-    }
-}
-
-fn read_some(file: &File) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    file.take(CHUNK).read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
 
 /// How far a log was shipped. Kept by the caller; a default one begins at the beginning.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -129,11 +41,15 @@ pub struct Segment {
 #[derive(Debug)]
 pub struct LogShipper {
     dir: ChannelDir,
+    /// Bytes of one file that are read at most.
+    limit: u64,
 }
 
 impl LogShipper {
-    pub fn new(dir: ChannelDir) -> Self {
-        Self { dir }
+    /// `file_max`: where the agent begins a new file. A container's root can make a file of any size; what lies far beyond is
+    /// not the agent's, and not read.
+    pub fn new(dir: ChannelDir, file_max: u64) -> Self {
+        Self { dir, limit: file_max.saturating_mul(2) }
     }
 
     /// The next segment of at most `max` bytes, at least 64 KiB; `None` when all is shipped.
@@ -155,7 +71,8 @@ impl LogShipper {
         let gap = cursor.file.is_some() && known.is_none() && !files.is_empty();
         let mut offset = if known.is_some() { cursor.offset } else { 0 };
         for (file, identity) in files.into_iter().skip(known.unwrap_or(0)) {
-            let bytes = whole_lines(&file, offset, max.max(CHUNK)).map_err(self.dir.error("read", LOG))?;
+            let bytes = whole_lines(&file, offset, max.max(CHUNK).min(self.limit.saturating_sub(offset)))
+                .map_err(self.dir.error("read", LOG))?;
             if !bytes.is_empty() {
                 let next = LogCursor { file: Some(identity), offset: offset + bytes.len() as u64 };
                 return Ok(Some(Segment { bytes, next, gap }));
@@ -185,7 +102,7 @@ fn whole_lines(mut file: &File, offset: u64, max: u64) -> io::Result<Vec<u8>> {
     file.take(max).read_to_end(&mut bytes)?;
     match bytes.iter().rposition(|b| *b == b'\n') {
         Some(end) => bytes.truncate(end + 1),
-        None if bytes.len() as u64 == max => {} // No line of the agent's: shipped as it is.
+        None if max > 0 && bytes.len() as u64 == max => {} // No line of the agent's: shipped as it is.
         None => bytes.clear(),
     }
     Ok(bytes)
@@ -197,6 +114,8 @@ mod tests {
 
     use super::*;
 
+    const FILE_MAX: u64 = 4 * CHUNK;
+
     fn append(dir: &std::path::Path, text: &str) {
         let mut file = fs::OpenOptions::new().append(true).create(true).open(dir.join(LOG)).unwrap();
         file.write_all(text.as_bytes()).unwrap();
@@ -206,53 +125,11 @@ mod tests {
         fs::rename(dir.join(LOG), dir.join(OLD)).unwrap();
     }
 
-    fn lines(reader: &mut LogReader) -> Vec<String> {
-        let mut all = Vec::new();
-        loop {
-            let lines = reader.read().unwrap();
-            if lines.is_empty() {
-                return all;
-            }
-            all.extend(lines.into_iter().map(|l| String::from_utf8(l).unwrap()));
-        }
-    }
-
-    #[test]
-    fn a_reader_follows_over_rotations() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path();
-        let mut reader = LogReader::new(ChannelDir::open(path).unwrap());
-        assert!(lines(&mut reader).is_empty());
-        append(path, "a\nb\nha");
-        assert_eq!(lines(&mut reader), ["a", "b"]);
-        append(path, "lf\n");
-        rotate(path);
-        append(path, "c\n");
-        assert_eq!(lines(&mut reader), ["half", "c"]);
-        append(path, "d\n");
-        rotate(path);
-        append(path, "e\n");
-        rotate(path);
-        append(path, "f\n");
-        assert_eq!(lines(&mut reader), ["d", "e", "f"]);
-        let mut late = LogReader::new(ChannelDir::open(path).unwrap());
-        assert_eq!(lines(&mut late), ["e", "f"]);
-    }
-
-    #[test]
-    fn a_line_without_an_end_does_not_grow() {
-        let dir = tempfile::tempdir().unwrap();
-        append(dir.path(), &"x".repeat(1_000_000));
-        let mut reader = LogReader::new(ChannelDir::open(dir.path()).unwrap());
-        assert!(lines(&mut reader).iter().all(|l| l.len() <= MAX_LINE));
-        assert!(reader.partial.len() <= MAX_LINE);
-    }
-
     #[test]
     fn segments_add_up_and_a_gap_is_known() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path();
-        let shipper = LogShipper::new(ChannelDir::open(path).unwrap());
+        let shipper = LogShipper::new(ChannelDir::open(path).unwrap(), FILE_MAX);
         let mut cursor = LogCursor::default();
         assert_eq!(shipper.after(&cursor, 1).unwrap(), None);
         let ship = |cursor: &mut LogCursor| {
@@ -280,13 +157,32 @@ mod tests {
     }
 
     #[test]
+    fn a_log_longer_than_the_agent_makes_it_has_an_end() {
+        let dir = tempfile::tempdir().unwrap();
+        append(dir.path(), "1 a\n");
+        // What the container's root can do to it.
+        fs::OpenOptions::new().write(true).open(dir.path().join(LOG)).unwrap().set_len(1 << 40).unwrap();
+        let shipper = LogShipper::new(ChannelDir::open(dir.path()).unwrap(), FILE_MAX);
+        let (mut cursor, mut shipped) = (LogCursor::default(), 0);
+        while let Some(segment) = shipper.after(&cursor, 1).unwrap() {
+            shipped += segment.bytes.len() as u64;
+            assert!(shipped <= 2 * FILE_MAX, "it is read without end");
+            cursor = segment.next;
+        }
+        rotate(dir.path());
+        append(dir.path(), "2 b\n");
+        assert_eq!(shipper.after(&cursor, 1).unwrap().unwrap().bytes, b"2 b\n", "what follows is shipped");
+    }
+
+    #[test]
     fn a_log_that_leads_elsewhere_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink("/etc/passwd", dir.path().join(LOG)).unwrap();
-        let mut reader = LogReader::new(ChannelDir::open(dir.path()).unwrap());
-        assert!(matches!(reader.read(), Err(Error::NotA { .. })));
+        let shipper = LogShipper::new(ChannelDir::open(dir.path()).unwrap(), FILE_MAX);
+        let read = || shipper.after(&LogCursor::default(), 1);
+        assert!(matches!(read(), Err(Error::NotA { .. })));
         fs::remove_file(dir.path().join(LOG)).unwrap();
         nix::unistd::mkfifo(&dir.path().join(LOG), nix::sys::stat::Mode::S_IRWXU).unwrap();
-        assert!(matches!(reader.read(), Err(Error::NotA { .. })));
+        assert!(matches!(read(), Err(Error::NotA { .. })));
     }
 }

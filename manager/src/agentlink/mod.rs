@@ -13,7 +13,7 @@ mod watchdog;
 
 pub use dir::ChannelDir;
 pub use link::AgentLink;
-pub use log::{LogCursor, LogReader, LogShipper, Segment};
+pub use log::{LogCursor, LogShipper, Segment};
 pub use watchdog::{Verdict, Watchdog, WatchdogConfig};
 
 use std::{io, path::PathBuf, time::Duration};

@@ -14,15 +14,13 @@ use std::time::{Duration, Instant};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WatchdogConfig {
-    /// From one ping to the next, and how long one may take. Default 1 s.
-    pub interval: Duration,
     /// Unanswered pings in a row until the agent hangs. Default 3.
     pub misses: u32,
 }
 
 impl Default for WatchdogConfig {
     fn default() -> Self {
-        Self { interval: Duration::from_secs(1), misses: 3 }
+        Self { misses: 3 }
     }
 }
 
@@ -40,23 +38,12 @@ pub enum Verdict {
 pub struct Watchdog {
     config: WatchdogConfig,
     answered: Instant,
-    pinged: Option<Instant>,
     missed: u32,
-    suspended: bool,
 }
 
 impl Watchdog {
     pub fn new(config: WatchdogConfig, now: Instant) -> Self {
-        Self { config, answered: now, pinged: None, missed: 0, suspended: false }
-    }
-
-    /// Whether a ping is to be sent now, with [`WatchdogConfig::interval`] as its timeout.
-    pub fn due(&self, now: Instant) -> bool {
-        !self.suspended && self.pinged.is_none_or(|at| now.duration_since(at) >= self.config.interval)
-    }
-
-    pub fn pinged(&mut self, now: Instant) {
-        self.pinged = Some(now);
+        Self { config, answered: now, missed: 0 }
     }
 
     pub fn answered(&mut self, now: Instant) {
@@ -65,21 +52,7 @@ impl Watchdog {
 
     /// The ping timed out or could not be delivered.
     pub fn missed(&mut self) {
-        if !self.suspended {
-            self.missed = self.missed.saturating_add(1);
-        }
-    }
-
-    /// The container is being frozen: silence means nothing.
-    pub fn suspend(&mut self) {
-        self.suspended = true;
-    }
-
-    /// It runs again; counting begins anew.
-    pub fn resume(&mut self, now: Instant) {
-        self.suspended = false;
-        self.pinged = None;
-        self.answered(now);
+        self.missed = self.missed.saturating_add(1);
     }
 
     pub fn verdict(&self, now: Instant) -> Verdict {
@@ -96,13 +69,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn three_misses_hang_an_answer_revives_and_a_freeze_does_not_count() {
+    fn three_misses_hang_and_an_answer_revives() {
         let start = Instant::now();
         let at = |s| start + Duration::from_secs(s);
         let mut dog = Watchdog::new(WatchdogConfig::default(), start);
-        assert!(dog.due(start));
-        dog.pinged(start);
-        assert!(!dog.due(start + Duration::from_millis(999)) && dog.due(at(1)));
         dog.missed();
         dog.missed();
         assert_eq!(dog.verdict(at(2)), Verdict::Late(2));
@@ -110,10 +80,5 @@ mod tests {
         assert_eq!(dog.verdict(at(3)), Verdict::Hung(Duration::from_secs(3)));
         dog.answered(at(4));
         assert_eq!(dog.verdict(at(4)), Verdict::Alive);
-        dog.suspend();
-        assert!(!dog.due(at(60)));
-        (0..5).for_each(|_| dog.missed());
-        dog.resume(at(60));
-        assert_eq!((dog.verdict(at(60)), dog.due(at(60))), (Verdict::Alive, true));
     }
 }

@@ -134,12 +134,14 @@ async fn own(
         }
     };
     let channel = Place::new(&node.ctx.config, name).channel();
+    let max = node.ctx.config.logs.file_max_bytes();
     loop {
         let (dir, from) = (channel.clone(), cursor.clone());
-        let read =
-            tokio::task::spawn_blocking(move || LogShipper::new(ChannelDir::open(&dir)?).after(&from, READ_AT_ONCE))
-                .await
-                .map_err(|error| ApiError::failed(&error))?;
+        let read = tokio::task::spawn_blocking(move || {
+            LogShipper::new(ChannelDir::open(&dir)?, max).after(&from, READ_AT_ONCE)
+        })
+        .await
+        .map_err(|error| ApiError::failed(&error))?;
         match read {
             Ok(Some(segment)) => {
                 cursor = segment.next;

@@ -9,5 +9,5 @@ mod serve;
 mod status;
 
 pub use error::ApiError;
-pub use serve::{Servers, serve};
+pub use serve::{Listeners, Servers, bind, serve};
 pub use status::{gather as gather_status, info as snapshot_info};

@@ -7,6 +7,7 @@ use ha_proto::control::{ContainerStatus, NodeStatus, SnapshotInfo, StatusReply, 
 
 use super::{ApiError, forward};
 use crate::{
+    membership::{Liveness, PeerView},
     node::{Node, claim_advice},
     ownership::{self, Owner},
     recovery::ContainerView,
@@ -34,40 +35,49 @@ pub async fn gather(node: &Node, local: bool) -> StatusReply {
     if local {
         return reply;
     }
-    for peer in node.ctx.membership.peers() {
-        let mut status = NodeStatus {
-            name: peer.name.to_string(),
-            address: peer.address.clone(),
-            liveness: peer.liveness.as_str().into(),
-            ..NodeStatus::default()
-        };
-        let ask = async {
-            let mut client = forward::connect(&peer).await?;
-            client
-                .status(StatusRequest { local: true })
-                .await
-                .map_err(|status| ApiError::Failed(status.message().into()))
-        };
-        match tokio::time::timeout(PEER_PATIENCE, ask).await {
-            Ok(Ok(answer)) => {
-                let answer = answer.into_inner();
-                if let Some(own) = answer.nodes.into_iter().next() {
-                    (status.version, status.problems) = (own.version, own.problems);
-                }
-                reply.containers.extend(answer.containers);
-            }
-            Ok(Err(error)) if status.liveness == "alive" => status.problems.push(error.to_string()),
-            Err(_) if status.liveness == "alive" => {
-                status.problems.push("it does not answer a request for its status".into())
-            }
-            // A dead node does not answer; its liveness says so.
-            _ => {}
-        }
+    // All at once: one that does not answer must not keep the others' answers back.
+    let asked = node.ctx.membership.peers().into_iter().map(ask);
+    for (status, containers) in futures_util::future::join_all(asked).await {
         reply.nodes.push(status);
+        reply.containers.extend(containers);
     }
     add_absent(node, &mut reply).await;
     reply.containers.sort_by(|a, b| a.name.cmp(&b.name));
     reply
+}
+
+/// What a peer says of itself and its containers. One that is not held for alive is not asked: its liveness says enough.
+async fn ask(peer: PeerView) -> (NodeStatus, Vec<ContainerStatus>) {
+    let mut status = NodeStatus {
+        name: peer.name.to_string(),
+        address: peer.address.clone(),
+        liveness: peer.liveness.as_str().into(),
+        ..NodeStatus::default()
+    };
+    if matches!(peer.liveness, Liveness::Dead | Liveness::Left) {
+        return (status, Vec::new());
+    }
+    let answer = async {
+        let mut client = forward::connect(&peer).await?;
+        let answer = client.status(StatusRequest { local: true }).await;
+        answer.map_err(|status| ApiError::Failed(status.message().into()))
+    };
+    match tokio::time::timeout(PEER_PATIENCE, answer).await {
+        Ok(Ok(answer)) => {
+            let answer = answer.into_inner();
+            if let Some(own) = answer.nodes.into_iter().next() {
+                (status.version, status.problems) = (own.version, own.problems);
+            }
+            return (status, answer.containers);
+        }
+        Ok(Err(error)) if peer.liveness == Liveness::Alive => status.problems.push(error.to_string()),
+        Err(_) if peer.liveness == Liveness::Alive => {
+            status.problems.push("it does not answer a request for its status".into());
+        }
+        // One that is suspected mostly does not answer, and its liveness says so.
+        _ => {}
+    }
+    (status, Vec::new())
 }
 
 /// Containers that are described but that no living node speaks for.

@@ -36,6 +36,7 @@ pub(super) struct Conversation<'g> {
     gate: &'g mut dyn Gate,
     gate_state: GateState,
     gate_failure: Option<GateFailure>,
+    stay_closed: bool,
     stop: Arc<AtomicBool>,
     /// Told to start, the thread copies once and sends the result.
     start: Option<Sender<()>>,
@@ -94,6 +95,7 @@ impl<'g> Conversation<'g> {
             gate,
             gate_state: GateState::Untouched,
             gate_failure: None,
+            stay_closed: request.stay_closed,
             stop,
             start: Some(start),
             result,
@@ -131,7 +133,9 @@ impl<'g> Conversation<'g> {
                 "network-unlock" => {
                     // The answer first: the processes start to run while the gate opens.
                     swrk.acknowledge(true)?;
-                    self.open_gate();
+                    if !self.stay_closed {
+                        self.open_gate();
+                    }
                 }
                 // Steps we have no part in.
                 _ => swrk.acknowledge(true)?,
@@ -148,10 +152,11 @@ impl<'g> Conversation<'g> {
         &self.step
     }
 
-    /// After CRIU is gone: opens the gate if it is not, unless it is to stay closed. The time it was closed, if it is open.
-    pub fn settle(&mut self, stay_closed: bool) -> Result<Option<Duration>, GateFailure> {
+    /// After CRIU is gone: opens the gate if it is not, unless it is to stay closed after a success. The time it was closed,
+    /// if it is open.
+    pub fn settle(&mut self, succeeded: bool) -> Result<Option<Duration>, GateFailure> {
         self.cancel();
-        if !stay_closed {
+        if !(succeeded && self.stay_closed) {
             self.open_gate();
         }
         match (self.gate_failure.take(), self.gate_state) {

@@ -1,7 +1,8 @@
 //! Whether this node's CPU can run what another node's CPU ran.
 //!
 //! A program finds out once what its CPU can do (`AVX-512`, say) and keeps using it. CRIU describes a CPU in
-//! `cpuinfo.img`; the file travels with the images, and a node that lacks a feature refuses it before anything is started.
+//! `cpuinfo.img`; the description travels in the manifest and among the images; a node that lacks a feature refuses the snapshot before anything
+//! of it is fetched.
 
 use std::{
     fs, io,

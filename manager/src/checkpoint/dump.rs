@@ -34,20 +34,6 @@ pub trait Gate {
     fn open(&mut self) -> io::Result<()>;
 }
 
-/// For a container that no packet can reach anyway.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct OpenGate;
-
-impl Gate for OpenGate {
-    fn close(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn open(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 #[derive(Debug, thiserror::Error)]
 pub enum DumpError {
     #[error("the container cannot be checkpointed: {}", preflight::join(.0))]
@@ -74,6 +60,16 @@ pub enum DumpError {
     NoPages,
 }
 
+impl DumpError {
+    /// Whether the container's processes run on as if nothing had been tried.
+    pub fn leaves_running(&self) -> bool {
+        match self {
+            DumpError::Swrk { remains, .. } | DumpError::Timeout { remains, .. } => remains.is_running(),
+            _ => true,
+        }
+    }
+}
+
 /// What to dump, and where to.
 #[derive(Debug, Clone)]
 pub struct DumpRequest {
@@ -88,8 +84,9 @@ pub struct DumpRequest {
     /// An empty directory for the captured files, on a file system the container cannot reach.
     pub staging: PathBuf,
     pub capture: Vec<CaptureSource>,
-    /// False ends the container with the dump; the gate then stays closed, so that nothing of its end gets out.
-    pub leave_running: bool,
+    /// After a dump that succeeds the gate stays closed: the container is to go on elsewhere from here, and nothing of
+    /// what it still does may get out.
+    pub stay_closed: bool,
     /// For everything together. The container is frozen for a part of it.
     pub timeout: Duration,
 }
@@ -124,8 +121,30 @@ impl Dumper {
         Self { criu: criu.into(), cpuinfo: OnceLock::new() }
     }
 
-    /// Dumps a running container. Whatever is returned, the container runs again (unless it was not to be left running,
-    /// or the error says otherwise) and the gate is open.
+    /// What this node's CPU can do, in CRIU's form.
+    ///
+    /// # Errors
+    /// CRIU cannot be asked.
+    pub fn cpuinfo(&self, timeout: Duration) -> Result<&[u8], CpuError> {
+        if let Some(cpuinfo) = self.cpuinfo.get() {
+            return Ok(cpuinfo);
+        }
+        let cpuinfo = cpu::describe(&self.criu, timeout)?;
+        Ok(self.cpuinfo.get_or_init(|| cpuinfo))
+    }
+
+    /// Whether what ran on the CPU that `cpuinfo` describes can go on here.
+    ///
+    /// # Errors
+    /// [`CpuError::Incompatible`] names the features that are missing.
+    pub fn check_cpu(&self, cpuinfo: &[u8], timeout: Duration) -> Result<(), CpuError> {
+        // Mostly all nodes have the same, which needs no CRIU to see.
+        if self.cpuinfo(timeout)? == cpuinfo { Ok(()) } else { cpu::check(&self.criu, cpuinfo, timeout) }
+    }
+
+    /// Dumps a running container. Whatever is returned, the container runs again unless
+    /// [`DumpError::leaves_running`] says otherwise. After an error the gate is open, whatever
+    /// [`DumpRequest::stay_closed`] wanted, unless the error is [`DumpError::GateOpen`].
     ///
     /// # Errors
     /// See [`DumpError`]; the caller removes `images` and `staging` then.
@@ -144,6 +163,8 @@ impl Dumper {
         let opts = self.opts(request, &images_dir, &work_dir)?;
         self.write_companions(request)?;
         let stopped_before = rescue::stopped(request.init_pid);
+        let write = |source| DumpError::Io { operation: "note the dump in", path: request.work.clone(), source };
+        let _underway = rescue::Underway::begin(&request.work, &stopped_before).map_err(write)?;
         let mut conversation = Conversation::prepare(request, gate, deadline)?;
 
         let hurried = Hurried::this_thread();
@@ -163,15 +184,16 @@ impl Dumper {
             }
             Err(error) => {
                 conversation.cancel();
-                let remains = rescue::end_criu(&mut swrk, request.init_pid, &stopped_before);
+                let remains = rescue::end_criu(&self.criu, &mut swrk, request.init_pid, &stopped_before);
                 Err((error, remains))
             }
         };
         drop(hurried);
         let step = conversation.step().to_owned();
-        let gate_result = conversation.settle(matches!(ended, Ok(true)) && !request.leave_running);
+        let gate_result = conversation.settle(matches!(ended, Ok(true)));
         let capture = conversation.into_capture();
-        match ended {
+        let held = request.stay_closed && matches!(gate_result, Ok(None));
+        let outcome = match ended {
             Err((SwrkError::Timeout, remains)) => Err(DumpError::Timeout { timeout: request.timeout, step, remains }),
             Err((source, remains)) => Err(DumpError::Swrk { source, remains }),
             Ok(false) => Err(self.refused(request, capture, gate_result)),
@@ -180,7 +202,12 @@ impl Dumper {
                 let capture = capture.map_err(|source| DumpError::Capture { source })?;
                 report(request, capture, gate_closed, criu_wall, started)
             }
+        };
+        if outcome.is_err() && held {
+            // What CRIU called a success is none: the container goes on here and has to be heard.
+            gate.open().or_else(|_| gate.open()).map_err(|source| DumpError::GateOpen { source })?;
         }
+        outcome
     }
 
     /// Why CRIU said no: because we did, or by itself.
@@ -209,7 +236,7 @@ impl Dumper {
             images_dir_fd: images.as_raw_fd(),
             work_dir_fd: Some(work.as_raw_fd()),
             pid: Some(request.init_pid),
-            leave_running: Some(request.leave_running),
+            leave_running: Some(true),
             tcp_established: Some(true),
             file_locks: Some(true),
             // Errors only: the full log of 32 processes takes 20 ms of the freeze.
@@ -230,15 +257,9 @@ impl Dumper {
     /// What belongs beside CRIU's images: the CPU they were made on, and what runc wants to know of the standard
     /// descriptors, which are `/dev/null` in every container of ours.
     fn write_companions(&self, request: &DumpRequest) -> Result<(), DumpError> {
-        let cpuinfo = match self.cpuinfo.get() {
-            Some(cpuinfo) => cpuinfo,
-            None => {
-                let cpuinfo = cpu::describe(&self.criu, request.timeout)?;
-                self.cpuinfo.get_or_init(|| cpuinfo)
-            }
-        };
+        let cpuinfo = self.cpuinfo(request.timeout)?;
         let descriptors = br#"["/dev/null","/dev/null","/dev/null"]"#;
-        for (name, contents) in [(cpu::CPUINFO, cpuinfo.as_slice()), ("descriptors.json", descriptors)] {
+        for (name, contents) in [(cpu::CPUINFO, cpuinfo), ("descriptors.json", descriptors)] {
             let path = request.images.join(name);
             fs::write(&path, contents).map_err(|source| DumpError::Io { operation: "write", path, source })?;
         }

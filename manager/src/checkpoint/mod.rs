@@ -13,7 +13,7 @@
 //!
 //! - [`Dumper::dump`] makes a dump; [`Gate`] is how it has the network held back.
 //! - [`preflight`] names what cannot be dumped.
-//! - [`restore()`] brings a container back; [`check_cpu`] tells beforehand whether this node's CPU can run it.
+//! - [`restore()`] brings a container back; [`Dumper::check_cpu`] tells beforehand whether this node's CPU can run it.
 
 mod capture;
 mod conversation;
@@ -35,8 +35,8 @@ mod tests;
 mod urgent;
 
 pub use capture::{CaptureError, CaptureReport, CaptureSource};
-pub use cpu::{CPUINFO, CpuError, check as check_cpu, describe as describe_cpu};
-pub use dump::{DumpError, DumpReport, DumpRequest, Dumper, Gate, OpenGate};
+pub use cpu::CpuError;
+pub use dump::{DumpError, DumpReport, DumpRequest, Dumper, Gate};
 pub use preflight::{Obstacle, preflight};
 pub use rescue::{Remains, settle_orphan};
 pub use restore::{RestoreError, restore};

@@ -129,8 +129,12 @@ impl Look {
         }
         let mounts: HashSet<u32> = proc::mounts(pid).into_iter().map(|mount| mount.id).collect();
         let watch = ExitWatch::new(pid).ok();
+        let mut half_removed = HashSet::new();
         for (fd, link) in self.links.remove(&pid).unwrap_or_default() {
-            if let Some(inode) = socket_inode(&link) {
+            if let Some(name) = half_removed_file(pid, &format!("fd/{fd}"), &link) {
+                self.half_removed(pid, Some(fd), name);
+                half_removed.insert(link);
+            } else if let Some(inode) = socket_inode(&link) {
                 self.socket(pid, fd, inode, watch.as_ref());
             } else if let Some(kind) = link.strip_prefix("anon_inode:") {
                 self.anonymous(pid, fd, kind);
@@ -138,6 +142,21 @@ impl Look {
                 self.file(pid, fd, &link, &mounts);
             }
         }
+        for (range, name) in proc::removed_mappings(pid) {
+            if let Some(plain) = half_removed_file(pid, &format!("map_files/{range}"), &name)
+                && half_removed.insert(name.clone())
+            {
+                self.half_removed(pid, None, plain);
+            }
+        }
+    }
+
+    fn half_removed(&mut self, pid: i32, fd: Option<i32>, name: &str) {
+        let what = format!(
+            "{name} has been removed while it is in use, and its file has another name (a hard link), or belongs to the image"
+        );
+        let remedy = "let the program close it, or restart it after an upgrade of its files";
+        self.found(pid, fd, what, remedy);
     }
 
     fn anonymous(&mut self, pid: i32, fd: i32, kind: &str) {
@@ -268,6 +287,20 @@ fn fdinfo(pid: i32, fd: i32, field: &str) -> Option<String> {
     Some(value.trim().to_owned())
 }
 
+/// The name by which a file was opened that has lost this name and has others, which CRIU cannot open it by. One without any
+/// name is dumped with its content.
+fn half_removed_file<'l>(pid: i32, at: &str, link: &'l str) -> Option<&'l str> {
+    let name = link.strip_suffix(" (deleted)").filter(|name| name.starts_with('/'))?;
+    if name.starts_with("/memfd:") || name.starts_with("/SYSV") || name == "/dev/zero" {
+        return None;
+    }
+    let meta = fs::metadata(format!("/proc/{pid}/{at}")).ok().filter(|meta| meta.is_file() && meta.nlink() > 0)?;
+    // A file may be called so.
+    let called = fs::symlink_metadata(format!("/proc/{pid}/root{link}")).ok();
+    let is_called_so = called.is_some_and(|called| (called.dev(), called.ino()) == (meta.dev(), meta.ino()));
+    (!is_called_so).then_some(name)
+}
+
 fn socket_inode(link: &str) -> Option<u32> {
     proc::bracketed(Path::new(link), "socket").and_then(|inode| u32::try_from(inode).ok())
 }
@@ -283,10 +316,8 @@ pub(super) fn ghost_limit(init_pid: i32) -> u32 {
                 consider(format!("/proc/{pid}/fd/{fd}"));
             }
         }
-        let maps = fs::read(format!("/proc/{pid}/maps")).unwrap_or_default();
-        for line in maps.split(|byte| *byte == b'\n').filter(|line| line.ends_with(b" (deleted)")) {
-            let range = line.split(|byte| *byte == b' ').next().unwrap_or_default();
-            consider(format!("/proc/{pid}/map_files/{}", String::from_utf8_lossy(range)));
+        for (range, _) in proc::removed_mappings(pid) {
+            consider(format!("/proc/{pid}/map_files/{range}"));
         }
     }
     // It may grow until the freeze.

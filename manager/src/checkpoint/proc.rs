@@ -31,6 +31,18 @@ pub(super) fn descriptors(pid: i32) -> Vec<i32> {
     numbers(&format!("/proc/{pid}/fd"))
 }
 
+/// Mapped files whose names are gone: each range, as it is called in `map_files`, and what the kernel calls the file.
+pub(super) fn removed_mappings(pid: i32) -> Vec<(String, String)> {
+    let maps = fs::read(format!("/proc/{pid}/maps")).unwrap_or_default();
+    let lines = maps.split(|byte| *byte == b'\n').filter(|line| line.ends_with(b" (deleted)"));
+    let parts = lines.filter_map(|line| {
+        let range = line.split(|byte| *byte == b' ').next()?;
+        let name = line.get(line.iter().position(|byte| *byte == b'/')?..)?;
+        Some((String::from_utf8_lossy(range).into_owned(), String::from_utf8_lossy(name).into_owned()))
+    });
+    parts.collect()
+}
+
 fn numbers(dir: &str) -> Vec<i32> {
     let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
     entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
@@ -46,6 +58,11 @@ pub(super) fn status_field(pid: i32, field: &str) -> Option<String> {
 /// `R`, `S`, `T` (stopped by a signal), `t` (by a tracer) …
 pub(super) fn state(pid: i32) -> Option<char> {
     status_field(pid, "State")?.chars().next()
+}
+
+/// Who traces the process, if anybody this PID namespace can see.
+pub(super) fn tracer(pid: i32) -> Option<i32> {
+    status_field(pid, "TracerPid")?.parse().ok().filter(|tracer| *tracer > 0)
 }
 
 /// The program's name, for messages.

@@ -8,13 +8,17 @@
 
 use std::{
     collections::HashSet,
-    fmt,
+    fmt, fs, io,
     os::fd::OwnedFd,
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
 
-use super::{evict, proc, sockets, swrk::Swrk};
+use super::{
+    evict, proc, sockets,
+    swrk::{Swrk, WORKER},
+};
 
 /// How long CRIU is given to clean up by itself; the container stays frozen for it.
 const GRACE: Duration = Duration::from_secs(1);
@@ -72,7 +76,7 @@ pub(super) fn stopped(init_pid: i32) -> HashSet<i32> {
 }
 
 /// Ends CRIU and brings the container back.
-pub(super) fn end_criu(swrk: &mut Swrk, init_pid: i32, stopped_before: &HashSet<i32>) -> Remains {
+pub(super) fn end_criu(criu: &Path, swrk: &mut Swrk, init_pid: i32, stopped_before: &HashSet<i32>) -> Remains {
     swrk.hang_up();
     let mut remains = Remains::default();
     let mend = || proc::descendants(init_pid).iter().map(|pid| mend_sockets(*pid)).sum::<usize>();
@@ -86,17 +90,50 @@ pub(super) fn end_criu(swrk: &mut Swrk, init_pid: i32, stopped_before: &HashSet<
     }
     // It may have died half-way by itself.
     remains.mended_sockets += mend();
-    settle(init_pid, stopped_before, remains)
+    settle(criu, init_pid, stopped_before, remains)
+}
+
+/// What a dump under way leaves for the manager after one that is killed: who was stopped before it began.
+pub(super) struct Underway(PathBuf);
+
+impl Underway {
+    const FILE: &str = "dump-under-way";
+
+    pub fn begin(work: &Path, stopped: &HashSet<i32>) -> io::Result<Self> {
+        let path = work.join(Self::FILE);
+        let pids: Vec<String> = stopped.iter().map(ToString::to_string).collect();
+        fs::write(&path, pids.join(" ")).map(|()| Self(path))
+    }
+
+    /// `None` when no dump was under way.
+    fn read(work: &Path) -> Option<HashSet<i32>> {
+        let text = fs::read_to_string(work.join(Self::FILE)).ok()?;
+        Some(text.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect())
+    }
+
+    fn forget(work: &Path) {
+        // Mostly there is none.
+        let _ = fs::remove_file(work.join(Self::FILE));
+    }
+}
+
+impl Drop for Underway {
+    fn drop(&mut self) {
+        // One that stays is replaced by the next dump's; at worst a process is continued that its user had stopped.
+        let _ = fs::remove_file(&self.0);
+    }
 }
 
 /// Brings a container back whose manager was killed in a dump, and CRIU perhaps with it: waits until a CRIU that still works
-/// on it has given up by itself, ends one that does not, and mends what is left. Blocks for `patience` at most, and a little.
-pub fn settle_orphan(init_pid: i32, patience: Duration) -> Remains {
+/// on it has given up by itself, ends one that does not, and mends what is left. Whoever else traces a process (a debugger, a
+/// sandbox of the container's own) is left alone. `work` is the dumps' [`super::DumpRequest::work`]. Blocks for `patience` at
+/// most, and a little.
+pub fn settle_orphan(criu: &Path, init_pid: i32, work: &Path, patience: Duration) -> Remains {
     let tracers = || -> HashSet<i32> {
-        let traced = proc::descendants(init_pid).into_iter().filter_map(|pid| proc::status_field(pid, "TracerPid"));
-        traced.filter_map(|tracer| tracer.parse().ok()).filter(|tracer| *tracer > 0).collect()
+        let traced = proc::descendants(init_pid).into_iter().filter_map(proc::tracer);
+        traced.filter(|tracer| is_ours(*tracer, criu)).collect()
     };
-    let stopped_before = stopped(init_pid);
+    let stopped_before = Underway::read(work).unwrap_or_else(|| stopped(init_pid));
     let mut remains = Remains::default();
     let deadline = Instant::now() + patience;
     let mut left = tracers();
@@ -115,17 +152,38 @@ pub fn settle_orphan(init_pid: i32, patience: Duration) -> Remains {
     signal(nix::sys::signal::Signal::SIGSTOP);
     remains.mended_sockets = proc::descendants(init_pid).iter().map(|pid| mend_sockets(*pid)).sum();
     signal(nix::sys::signal::Signal::SIGKILL);
-    settle(init_pid, &stopped_before, remains)
+    let remains = settle(criu, init_pid, &stopped_before, remains);
+    Underway::forget(work);
+    remains
+}
+
+/// Whether a process is a CRIU that a manager on this node began: the program it was told to use, as a worker, among the
+/// node's processes and not the container's.
+fn is_ours(pid: i32, criu: &Path) -> bool {
+    let of_node = |pid| proc::namespace_inode(pid, "pid");
+    if of_node(pid) != of_node(std::process::id() as i32) {
+        return false;
+    }
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let line = String::from_utf8_lossy(&line);
+    // A CRIU that is a script has its interpreter before it.
+    let args: Vec<&str> = line.split('\0').collect();
+    args.windows(2).take(2).any(|pair| Path::new(pair[0]).file_name() == criu.file_name() && pair[1] == WORKER)
 }
 
 /// Waits until the processes run again and takes CRIU's pages out of them.
-fn settle(init_pid: i32, stopped_before: &HashSet<i32>, mut remains: Remains) -> Remains {
+fn settle(criu: &Path, init_pid: i32, stopped_before: &HashSet<i32>, mut remains: Remains) -> Remains {
     let processes = proc::descendants(init_pid);
+    // Traced by somebody else, they stand or run as that one wants.
+    let is_foreign = |pid: &i32| proc::tracer(*pid).is_some_and(|tracer| !is_ours(tracer, criu));
+    let foreign: HashSet<i32> = processes.iter().copied().filter(is_foreign).collect();
     let deadline = Instant::now() + SETTLE;
     loop {
         remains.dead = matches!(proc::state(init_pid), None | Some('Z' | 'X'));
         let still = |pid: &&i32| {
-            !stopped_before.contains(pid) && (matches!(proc::state(**pid), Some('T' | 't')) || is_traced(**pid))
+            !stopped_before.contains(pid)
+                && !foreign.contains(pid)
+                && (matches!(proc::state(**pid), Some('T' | 't')) || proc::tracer(**pid).is_some())
         };
         remains.not_running = processes.iter().filter(still).copied().collect();
         if remains.not_running.is_empty() || Instant::now() >= deadline {
@@ -137,7 +195,7 @@ fn settle(init_pid: i32, stopped_before: &HashSet<i32>, mut remains: Remains) ->
         }
         thread::sleep(Duration::from_millis(10));
     }
-    for pid in processes.into_iter().filter(|pid| !remains.not_running.contains(pid)) {
+    for pid in processes.into_iter().filter(|pid| !remains.not_running.contains(pid) && !foreign.contains(pid)) {
         match evict::evict(pid) {
             Ok(_) => {}
             // It has ended.
@@ -155,10 +213,6 @@ pub(super) fn clear_leftovers(init_pid: i32) {
             tracing::warn!(pid, %error, "an earlier CRIU's pages could not be removed from a process");
         }
     }
-}
-
-fn is_traced(pid: i32) -> bool {
-    proc::status_field(pid, "TracerPid").is_some_and(|tracer| tracer != "0")
 }
 
 /// Takes a process's TCP sockets out of repair mode; how many were in it.

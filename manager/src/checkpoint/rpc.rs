@@ -6,7 +6,6 @@ pub mod kind {
     pub const NOTIFY: i32 = 6;
     pub const CPUINFO_DUMP: i32 = 7;
     pub const CPUINFO_CHECK: i32 = 8;
-    pub const FEATURE_CHECK: i32 = 9;
     pub const VERSION: i32 = 10;
 }
 
@@ -45,8 +44,6 @@ pub struct Opts {
     pub root: Option<String>,
     #[prost(int32, optional, tag = "17")]
     pub work_dir_fd: Option<i32>,
-    #[prost(uint32, optional, tag = "20")]
-    pub cpu_cap: Option<u32>,
     #[prost(message, repeated, tag = "23")]
     pub ext_mnt: Vec<ExtMount>,
     #[prost(int32, optional, tag = "34")]
@@ -62,16 +59,6 @@ pub struct Opts {
     pub network_lock: Option<i32>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
-pub struct Features {
-    #[prost(bool, optional, tag = "1")]
-    pub mem_track: Option<bool>,
-    #[prost(bool, optional, tag = "2")]
-    pub lazy_pages: Option<bool>,
-    #[prost(bool, optional, tag = "3")]
-    pub pidfd_store: Option<bool>,
-}
-
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Request {
     #[prost(int32, required, tag = "1")]
@@ -80,10 +67,6 @@ pub struct Request {
     pub opts: Option<Opts>,
     #[prost(bool, optional, tag = "3")]
     pub notify_success: Option<bool>,
-    #[prost(bool, optional, tag = "4")]
-    pub keep_open: Option<bool>,
-    #[prost(message, optional, tag = "5")]
-    pub features: Option<Features>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -112,8 +95,6 @@ pub struct Response {
     pub notify: Option<Notify>,
     #[prost(int32, optional, tag = "7")]
     pub errno: Option<i32>,
-    #[prost(message, optional, tag = "8")]
-    pub features: Option<Features>,
     #[prost(string, optional, tag = "9")]
     pub errmsg: Option<String>,
     #[prost(message, optional, tag = "10")]

@@ -54,6 +54,9 @@ impl fmt::Display for CriuVersion {
     }
 }
 
+/// CRIU's command for a worker.
+pub(super) const WORKER: &str = "swrk";
+
 /// A worker waiting for its request. Dropped, it is hung up on, and reaped.
 pub struct Swrk {
     child: Child,
@@ -70,7 +73,7 @@ impl Swrk {
         let stderr = crate::runtime::memory_file().map_err(error)?;
         let mut command = Command::new(program);
         command
-            .args(["swrk", "3"])
+            .args([WORKER, "3"])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(stderr.try_clone().map_err(error)?);
@@ -103,14 +106,6 @@ impl Swrk {
         let response = Self::spawn(program)?.ask("VERSION", &request, timeout)?;
         let version = response.version.ok_or(SwrkError::Refused { what: "VERSION", reason: "no version".into() })?;
         Ok(CriuVersion { major: version.major, minor: version.minor, sublevel: version.sublevel.unwrap_or(0) })
-    }
-
-    /// Whether this kernel can track dirty memory for CRIU, and restore lazily: `(mem_track, lazy_pages)`.
-    pub fn features(program: &Path, timeout: Duration) -> Result<(bool, bool), SwrkError> {
-        let all = rpc::Features { mem_track: Some(true), lazy_pages: Some(true), pidfd_store: Some(true) };
-        let request = Request { kind: rpc::kind::FEATURE_CHECK, features: Some(all), ..Default::default() };
-        let found = Self::spawn(program)?.ask("FEATURE_CHECK", &request, timeout)?.features.unwrap_or_default();
-        Ok((found.mem_track == Some(true), found.lazy_pages == Some(true)))
     }
 
     /// One request with one answer.

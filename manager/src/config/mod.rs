@@ -151,6 +151,13 @@ pub struct LogsConfig {
     pub max_bytes: u64,
 }
 
+impl LogsConfig {
+    /// At this size the agent begins a new file.
+    pub fn file_max_bytes(&self) -> u64 {
+        self.max_bytes.max(64 << 10)
+    }
+}
+
 impl Default for NetworkConfig {
     fn default() -> Self {
         Self {

@@ -7,11 +7,12 @@ use super::{
     tool::{self, ToolError, chain},
     trial,
 };
+use crate::checkpoint::Dumper;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 const VERSION: (&str, &str) = ("criu.version", "CRIU");
 const CHECK: (&str, &str) = ("criu.check", "criu check");
-const LOCK: (&str, &str) = ("criu.network-lock", "CRIU network lock");
+const CPU: (&str, &str) = ("criu.cpu", "CPU key");
 const TRIAL: (&str, &str) = ("criu.trial", "CRIU dump and restore");
 const REMEDY: &str = "install a CRIU that works on this kernel; scripts/setup chooses one by trying it";
 
@@ -26,7 +27,7 @@ pub(super) fn checks(criu: &str, scratch: &Path) -> Vec<Check> {
         Some(version) => format!("{version} ({criu})"),
         None => format!("{criu}: {}", version.lines().next().unwrap_or_default()),
     };
-    vec![Check::ok(VERSION.0, VERSION.1, found), content(criu), network_lock(criu), dump_and_restore(criu, scratch)]
+    vec![Check::ok(VERSION.0, VERSION.1, found), content(criu), cpu(criu), dump_and_restore(criu, scratch)]
 }
 
 /// `4.2.1` of `Version: 4.2.1`.
@@ -36,7 +37,7 @@ fn version_of(text: &str) -> Option<&str> {
 
 fn without(found: String) -> Vec<Check> {
     let mut checks = vec![Check::fail(VERSION.0, VERSION.1, found, REMEDY)];
-    checks.extend([CHECK, LOCK, TRIAL].map(|(id, title)| Check::not_applicable(id, title, "needs CRIU")));
+    checks.extend([CHECK, CPU, TRIAL].map(|(id, title)| Check::not_applicable(id, title, "needs CRIU")));
     checks
 }
 
@@ -48,13 +49,22 @@ fn content(criu: &str) -> Check {
     }
 }
 
-fn network_lock(criu: &str) -> Check {
-    let remedy = "install nftables and a CRIU built with it; else locking falls back to iptables, which is slower";
-    match tool::run(criu, &["check", "--feature", "network_lock_nftables"], TIMEOUT) {
-        Ok(output) if output.ok() => Check::ok(LOCK.0, LOCK.1, "nftables"),
-        Ok(output) => Check::warn(LOCK.0, LOCK.1, format!("no nftables: {}", output.last_line()), remedy),
-        Err(error) => Check::warn(LOCK.0, LOCK.1, chain(&error), remedy),
+/// Nodes with the same key can take over whatever the other has run.
+fn cpu(criu: &str) -> Check {
+    let remedy = "without CRIU's description of the CPU no checkpoint can be taken; install a CRIU that gives it";
+    match Dumper::new(criu).cpuinfo(TIMEOUT) {
+        Ok(cpuinfo) => {
+            let key = blake3::hash(cpuinfo).to_hex();
+            Check::ok(CPU.0, CPU.1, format!("{} ({})", &key[..12], model()))
+        }
+        Err(error) => Check::fail(CPU.0, CPU.1, chain(&error), remedy),
     }
+}
+
+fn model() -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    model.map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, name)| name.trim().to_owned())
 }
 
 fn dump_and_restore(criu: &str, scratch: &Path) -> Check {

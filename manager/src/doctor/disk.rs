@@ -15,6 +15,7 @@ use nix::{
 };
 
 use super::{Check, existing, tool::chain};
+use crate::image;
 
 const LOW_SCRATCH: u64 = 256 << 20;
 
@@ -74,9 +75,9 @@ fn try_overlay(dir: &Path) -> io::Result<()> {
         fs::create_dir(dir)?;
     }
     fs::write(lower.join("gone"), "x")?;
-    let options = format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
-    mount(Some("overlay"), &merged, Some("overlay"), MsFlags::empty(), Some(options.as_str()))
-        .map_err(step("mount"))?;
+    // With the very options of a container's root.
+    image::mount_overlay(std::slice::from_ref(&lower), &upper, &work, &merged)
+        .map_err(|error| io::Error::other(chain(&error)))?;
     let changed = fs::write(merged.join("new"), "y").and_then(|()| fs::remove_file(merged.join("gone")));
     umount2(&merged, MntFlags::MNT_DETACH).map_err(step("unmount"))?;
     changed?;

@@ -1,7 +1,5 @@
 //! The kernel's version and the features no version number promises.
 
-use std::{fs::File, os::unix::fs::FileExt};
-
 use nix::sys::utsname::uname;
 
 use super::{Check, sys};
@@ -10,7 +8,7 @@ use super::{Check, sys};
 const OLDEST: (u32, u32) = (5, 6);
 
 pub(super) fn checks() -> Vec<Check> {
-    vec![version(), pidfd(), dirty_tracking()]
+    vec![version(), pidfd()]
 }
 
 /// `(6, 18)` of `6.18.44-fc`.
@@ -40,34 +38,6 @@ fn pidfd() -> Check {
             Check::warn(ID.0, ID.1, error.to_string(), "use Linux 5.6 or newer, without a seccomp filter on it")
         }
     }
-}
-
-/// Whether pages written since a point in time can be told, either way.
-fn dirty_tracking() -> Check {
-    const ID: (&str, &str) = ("kernel.dirty-tracking", "dirty page tracking");
-    let soft_dirty = soft_dirty();
-    let wp_async = sys::userfaultfd_wp_async().and_then(|()| sys::pagemap_scan());
-    let yes = |yes: bool| if yes { "yes" } else { "no" };
-    let found = format!("soft-dirty {}, userfaultfd with PAGEMAP_SCAN {}", yes(soft_dirty), yes(wp_async.is_ok()));
-    if soft_dirty || wp_async.is_ok() {
-        return Check::ok(ID.0, ID.1, found);
-    }
-    let remedy =
-        "use Linux 6.7 or newer, or one with CONFIG_MEM_SOFT_DIRTY; until then every checkpoint reads all memory";
-    Check::warn(ID.0, ID.1, found, remedy)
-}
-
-/// Whether a page just written has the soft-dirty bit, which it has wherever the kernel keeps it.
-fn soft_dirty() -> bool {
-    let page = vec![1u8; 1];
-    // The address is only a number here; the page holds it until the end of this function.
-    let Ok(Some(page_size)) = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE) else { return false };
-    let Ok(page_size) = u64::try_from(page_size) else { return false };
-    let index = page.as_ptr() as u64 / page_size;
-    let mut entry = [0; 8];
-    let read = File::open("/proc/self/pagemap").and_then(|pagemap| pagemap.read_exact_at(&mut entry, index * 8));
-    drop(page);
-    read.is_ok() && u64::from_ne_bytes(entry) & (1 << 55) != 0
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! A version number promises little: one CRIU starts and cannot dump a socket, another dumps everything but not on this
 //! kernel. So what matters is done once, small and with its traces removed: a process with an open socket is dumped and
-//! restored, an overlay is mounted, links and a filter are made, each in a namespace of its own where it would be seen.
+//! restored, an overlay is mounted, links are made, each in a namespace of its own where it would be seen.
 //!
 //! The object store is asked by whoever has it open: the node adds those checks (create-only, clock) to [`run`]'s
 //! and gives all of them to [`render_text`], [`render_json`] and [`exit_code`].
@@ -10,6 +10,7 @@
 mod agent;
 mod criu;
 mod disk;
+mod forward;
 mod kernel;
 mod network;
 mod process;
@@ -81,6 +82,7 @@ pub fn run(config: &NodeConfig) -> Vec<Check> {
     checks.extend(kernel::checks());
     checks.extend([disk::overlay(&config.state_dir), disk::scratch(&config.scratch)]);
     checks.extend(network::checks());
+    checks.push(forward::check(&config.network.bridge));
     checks.push(network::uplink(config.network.uplink.as_deref()));
     checks.extend([runtime::runtime(&config.runtime), runtime::cgroups(&config.runtime)]);
     checks.extend([agent::check(&config.agent), process::time()]);

@@ -1,6 +1,11 @@
-//! The links and filters containers are connected with, made in a network namespace of their own.
+//! What containers are connected with: links made in a network namespace of their own, an end of a connection, name servers.
 
-use std::{io, path::Path, thread, time::Duration};
+use std::{
+    io,
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    path::Path,
+    thread,
+};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkDeserializable, NetlinkMessage, NetlinkPayload,
@@ -12,29 +17,22 @@ use netlink_packet_route::{
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::sched::{CloneFlags, unshare};
 
-use super::{
-    Check,
-    tool::{self, chain},
-};
+use super::{Check, tool::chain};
+use crate::network::{TcpSocket, kill_tcp};
 
-const TIMEOUT: Duration = Duration::from_secs(10);
 const LINKS: (&str, &str) = ("network.links", "bridge and veth");
-const FILTER: (&str, &str) = ("network.nftables", "nftables on the bridge");
 
 pub(super) fn checks() -> Vec<Check> {
     // A network namespace belongs to a thread: with the thread everything in it ends.
     let tried = thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET)?;
-        Ok((links(), filter()))
+        Ok(links())
     });
-    match tried.join().unwrap_or(Err(nix::Error::EFAULT)) {
-        Ok((links, filter)) => vec![links, filter],
-        Err(error) => {
-            let found = format!("cannot make a network namespace: {error}");
-            let links = Check::fail(LINKS.0, LINKS.1, found, "run ha-manager as root, on a kernel with CONFIG_NET_NS");
-            vec![links, Check::not_applicable(FILTER.0, FILTER.1, "needs a network namespace")]
-        }
-    }
+    let links = tried.join().unwrap_or(Err(nix::Error::EFAULT)).unwrap_or_else(|error| {
+        let found = format!("cannot make a network namespace: {error}");
+        Check::fail(LINKS.0, LINKS.1, found, "run ha-manager as root, on a kernel with CONFIG_NET_NS")
+    });
+    vec![links, sock_destroy(), names()]
 }
 
 pub(super) fn uplink(name: Option<&str>) -> Check {
@@ -94,14 +92,41 @@ fn acknowledged<T: NetlinkDeserializable>(reply: &[u8]) -> io::Result<()> {
     }
 }
 
-fn filter() -> Check {
-    const REMEDY: &str = "install nftables, on a kernel with CONFIG_NF_TABLES_BRIDGE";
-    let script = "add table bridge ha_doctor; \
-                  add chain bridge ha_doctor held { type filter hook forward priority 0; }; \
-                  add rule bridge ha_doctor held tcp flags & (fin|rst) != 0 drop";
-    match tool::run("nft", &[script], TIMEOUT) {
-        Ok(output) if output.ok() => Check::ok(FILTER.0, FILTER.1, "a rule on forwarded TCP can be set"),
-        Ok(output) => Check::warn(FILTER.0, FILTER.1, output.last_line(), REMEDY),
-        Err(error) => Check::warn(FILTER.0, FILTER.1, chain(&error), REMEDY),
+/// A connection of our own is ended as a restored one that has moved on is.
+fn sock_destroy() -> Check {
+    const ID: (&str, &str) = ("network.sock-destroy", "ending connections");
+    const REMEDY: &str = "use a kernel with CONFIG_INET_DIAG_DESTROY; until then a client whose connection has moved on hangs \
+                          until its own timers run out";
+    let tried = || -> Result<usize, Box<dyn std::error::Error>> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let ours = TcpStream::connect(listener.local_addr()?)?;
+        let (local, peer) = (ours.local_addr()?, ours.peer_addr()?);
+        let is_ours = |socket: &TcpSocket| socket.local == local && socket.peer == peer;
+        Ok(kill_tcp(Path::new("/proc/self/ns/net"), is_ours)?)
+    };
+    match tried() {
+        Ok(1) => Check::ok(ID.0, ID.1, "the kernel ends a connection when told to"),
+        Ok(_) => Check::warn(ID.0, ID.1, "the kernel does not show a connection of this process", REMEDY),
+        Err(error) => Check::warn(ID.0, ID.1, chain(&*error), REMEDY),
     }
+}
+
+/// What a container is told to ask for names.
+pub(super) fn names() -> Check {
+    const ID: (&str, &str) = ("network.names", "name servers for containers");
+    let resolv = crate::runtime::resolv_conf();
+    let list = |ips: &[std::net::IpAddr]| ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    if !resolv.servers.is_empty() {
+        return Check::ok(ID.0, ID.1, format!("{} (from {})", list(&resolv.servers), resolv.from));
+    }
+    let found = match resolv.left_out.is_empty() {
+        true => format!("{} names none", resolv.from),
+        false => format!("{} names {} only, which is the node itself", resolv.from, list(&resolv.left_out)),
+    };
+    Check::warn(
+        ID.0,
+        ID.1,
+        found,
+        format!("name a server in {} that containers reach, if they look up names", resolv.from),
+    )
 }

@@ -107,6 +107,24 @@ fn links_are_made_outside_this_network_namespace() {
 }
 
 #[test]
+fn what_a_takeover_needs_of_the_kernel_and_of_criu_is_tried() {
+    if skipped("what_a_takeover_needs_of_the_kernel_and_of_criu_is_tried", &["criu"]) {
+        return;
+    }
+    let checks = run(&config(""));
+    let destroy = check(&checks, "network.sock-destroy");
+    if destroy.verdict == Verdict::Ok {
+        assert!(destroy.found.contains("ends a connection"), "{destroy:?}");
+    } else {
+        println!("SKIPPED what_a_takeover_needs_of_the_kernel_and_of_criu_is_tried, sock-destroy: {}", destroy.found);
+    }
+    // The same at every call: operators compare it between nodes.
+    let key = &check(&checks, "criu.cpu").found;
+    assert!(key.split(' ').next().is_some_and(|key| key.len() == 12), "{key}");
+    assert_eq!(check(&run(&config("")), "criu.cpu").found, *key);
+}
+
+#[test]
 fn an_uplink_has_to_be_there() {
     assert_eq!(network::uplink(None).verdict, Verdict::NotApplicable);
     assert_eq!(network::uplink(Some("lo")).verdict, Verdict::Ok);

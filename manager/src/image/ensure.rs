@@ -58,7 +58,8 @@ pub async fn ensure<S: BlobStore>(
     Ok(dirs)
 }
 
-/// Which of the record's layers are on this node already: what a take-over would not have to wait for.
+/// For tests: which of the record's layers are on this node already: what a take-over would not have to wait for.
+#[cfg(test)]
 pub fn missing<'r>(record: &'r ImageRecord, layers_dir: &Path) -> Result<Vec<&'r Layer>, ImageError> {
     record.layers.iter().try_for_each(|layer| check_digest(&layer.digest))?;
     Ok(record.layers.iter().filter(|layer| !layers_dir.join(&layer.digest).is_dir()).collect())

@@ -41,7 +41,9 @@ mod user;
 
 pub use blob::{BlobError, BlobStore, blob_key};
 pub use classify::{Source, classify};
-pub use ensure::{ensure, missing, prune};
+#[cfg(test)]
+pub use ensure::missing;
+pub use ensure::{ensure, prune};
 pub use error::ImageError;
 pub use import::{ImportOptions, import};
 pub use limits::Limits;

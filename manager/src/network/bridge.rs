@@ -1,13 +1,16 @@
 //! The node's bridge: made when it is missing, checked when it is there, joined with the uplink.
 
-use std::{io, net::Ipv4Addr};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
     link::{BridgeStpState, InfoBridge, InfoData, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
-    route::{RouteAttribute, RouteMessage},
+    route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType},
 };
 
 use super::{NetworkConfig, NetworkError, netlink::Rtnl};
@@ -130,29 +133,27 @@ fn check_uplink(
         };
     }
     for (address, _) in addresses(rtnl, uplink.header.index, name)? {
-        if config.address.is_none_or(|(own, _)| own != address) {
-            return Err(NetworkError::UplinkAddressed { name: name.to_owned(), address });
+        match address {
+            IpAddr::V4(address) if config.address.is_none_or(|(own, _)| own != address) => {
+                return Err(NetworkError::UplinkAddressed { name: name.to_owned(), address });
+            }
+            IpAddr::V6(address) if !address.is_unicast_link_local() => {
+                return Err(NetworkError::UplinkAddressed6 { name: name.to_owned(), address });
+            }
+            // Moved to the bridge; and every link that is up has one of IPv6 that is only its own.
+            IpAddr::V4(_) | IpAddr::V6(_) => {}
         }
     }
-    let mut query = RouteMessage::default();
-    query.header.address_family = AddressFamily::Inet;
-    let routes = rtnl
-        .dump(RouteNetlinkMessage::GetRoute(query))
-        .map_err(NetworkError::kernel(format!("reading the routes by {name}")))?;
-    let routed = routes.iter().any(|route| {
-        let RouteNetlinkMessage::NewRoute(route) = route else { return false };
-        route.attributes.iter().any(|a| matches!(a, RouteAttribute::Oif(index) if *index == uplink.header.index))
-            && route.attributes.iter().any(|a| matches!(a, RouteAttribute::Gateway(_)))
-    });
-    if routed { Err(NetworkError::UplinkRouted { name: name.to_owned() }) } else { Ok(()) }
+    match route_by(rtnl, uplink.header.index, name)? {
+        Some(to) => Err(NetworkError::UplinkRouted { name: name.to_owned(), to }),
+        None => Ok(()),
+    }
 }
 
-/// The IPv4 addresses of a link, with their prefix lengths.
-fn addresses(rtnl: &mut Rtnl, index: u32, name: &str) -> Result<Vec<(Ipv4Addr, u8)>, NetworkError> {
-    let mut query = AddressMessage::default();
-    query.header.family = AddressFamily::Inet;
+/// The addresses of a link, with their prefix lengths.
+fn addresses(rtnl: &mut Rtnl, index: u32, name: &str) -> Result<Vec<(IpAddr, u8)>, NetworkError> {
     let found = rtnl
-        .dump(RouteNetlinkMessage::GetAddress(query))
+        .dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))
         .map_err(NetworkError::kernel(format!("reading the addresses of {name}")))?;
     Ok(found
         .into_iter()
@@ -161,12 +162,61 @@ fn addresses(rtnl: &mut Rtnl, index: u32, name: &str) -> Result<Vec<(Ipv4Addr, u
             if address.header.index != index {
                 return None;
             }
-            address.attributes.iter().find_map(|attribute| match attribute {
-                AddressAttribute::Local(std::net::IpAddr::V4(ip)) => Some((*ip, address.header.prefix_len)),
-                _ => None,
-            })
+            // A peer's address comes beside the link's own; IPv6 mostly has only the one.
+            let attributes = &address.attributes;
+            let own =
+                attributes.iter().find_map(|a| if let AddressAttribute::Local(ip) = a { Some(*ip) } else { None });
+            let ip = own.or_else(|| {
+                attributes.iter().find_map(|a| if let AddressAttribute::Address(ip) = a { Some(*ip) } else { None })
+            })?;
+            Some((ip, address.header.prefix_len))
         })
         .collect())
+}
+
+/// Where a route leads that leaves by a link and was not made by the kernel for the link's own addresses.
+fn route_by(rtnl: &mut Rtnl, index: u32, name: &str) -> Result<Option<String>, NetworkError> {
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut query = RouteMessage::default();
+        query.header.address_family = family;
+        let routes = match rtnl.dump(RouteNetlinkMessage::GetRoute(query)) {
+            // A kernel without IPv6 has no such routes.
+            Err(error) if family == AddressFamily::Inet6 && error.raw_os_error() == Some(libc::EOPNOTSUPP) => continue,
+            other => other.map_err(NetworkError::kernel(format!("reading the routes by {name}")))?,
+        };
+        let found = routes.iter().find_map(|message| match message {
+            RouteNetlinkMessage::NewRoute(route) if route.header.address_family == family => {
+                leaves_by(route, index).then(|| destination(route))
+            }
+            _ => None,
+        });
+        if found.is_some() {
+            return Ok(found);
+        }
+    }
+    Ok(None)
+}
+
+fn leaves_by(route: &RouteMessage, index: u32) -> bool {
+    if matches!(route.header.protocol, RouteProtocol::Kernel) || !matches!(route.header.kind, RouteType::Unicast) {
+        return false;
+    }
+    route.attributes.iter().any(|attribute| match attribute {
+        RouteAttribute::Oif(oif) => *oif == index,
+        RouteAttribute::MultiPath(hops) => hops.iter().any(|hop| hop.interface_index == index),
+        _ => false,
+    })
+}
+
+fn destination(route: &RouteMessage) -> String {
+    let to = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
+        RouteAttribute::Destination(RouteAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),
+        _ => None,
+    });
+    to.map_or("everywhere (the default route)".to_owned(), |to| {
+        format!("{to}/{}", route.header.destination_prefix_length)
+    })
 }
 
 fn create(rtnl: &mut Rtnl, name: &str, uplink: Option<&LinkMessage>) -> Result<u32, NetworkError> {
@@ -194,6 +244,7 @@ fn create(rtnl: &mut Rtnl, name: &str, uplink: Option<&LinkMessage>) -> Result<u
 fn join(rtnl: &mut Rtnl, config: &NetworkConfig, uplink: u32, name: &str, bridge: u32) -> Result<(), NetworkError> {
     // What `check_uplink` let pass is the address that the bridge gets.
     for (address, prefix_len) in addresses(rtnl, uplink, name)? {
+        let IpAddr::V4(address) = address else { continue };
         let message = address_message(uplink, address, prefix_len);
         rtnl.request(RouteNetlinkMessage::DelAddress(message), 0)
             .map_err(NetworkError::kernel(format!("moving {address} from {name} to {}", config.bridge)))?;

@@ -1,6 +1,9 @@
 //! What can go wrong here, each with the thing it happened to and what to do about it.
 
-use std::{fmt, io, net::Ipv4Addr};
+use std::{
+    fmt, io,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
@@ -29,10 +32,15 @@ pub enum NetworkError {
     )]
     UplinkAddressed { name: String, address: Ipv4Addr },
     #[error(
-        "a route through a gateway leaves by the uplink {name} and would be lost in a bridge; make the bridge part of \
-         the node's own network configuration, or use another link"
+        "the uplink {name} has the address {address}, which would stop working in a bridge; make the node give it none (`sysctl \
+         net.ipv6.conf.{name}.accept_ra=0`, then `ip -6 addr flush dev {name} scope global`), or use another link"
     )]
-    UplinkRouted { name: String },
+    UplinkAddressed6 { name: String, address: Ipv6Addr },
+    #[error(
+        "a route to {to} leaves by the uplink {name} and would be lost in a bridge; make the bridge part of the node's own \
+         network configuration, or use another link"
+    )]
+    UplinkRouted { name: String, to: String },
     #[error("container {container} has no network on this node (no link {link}); it has to be built first")]
     NotBuilt { container: String, link: String },
     #[error("the link of container {container} is not in the bridge, so there is nothing to open or close")]

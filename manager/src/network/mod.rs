@@ -16,6 +16,8 @@
 mod announce;
 mod arp;
 mod bridge;
+#[cfg(test)]
+mod bridge_tests;
 mod error;
 mod gate;
 mod kill;
@@ -31,8 +33,6 @@ mod tests;
 mod veth;
 
 use std::{
-    collections::HashSet,
-    fs, io,
     net::Ipv4Addr,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -40,7 +40,7 @@ use std::{
 
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    link::{InfoKind, LinkAttribute, LinkFlags, LinkMessage},
+    link::{LinkAttribute, LinkFlags, LinkMessage},
 };
 
 pub use self::{
@@ -199,14 +199,6 @@ impl Network {
             .map_err(NetworkError::kernel(format!("announcing {}", attachment.identity.ip)))
     }
 
-    /// Takes the container off the wire; the rest of its network stays.
-    ///
-    /// # Errors
-    /// The container's link is gone.
-    pub fn detach(&self, attachment: &Attachment) -> Result<(), NetworkError> {
-        enslave(&mut self.rtnl(), attachment, 0)
-    }
-
     /// The container's gate. To be kept: making it costs more than using it.
     ///
     /// # Errors
@@ -224,36 +216,30 @@ impl Network {
         remove(&mut self.rtnl(), container.as_str(), &netns_path(container), &host_link_name(container))
     }
 
-    /// Removes the networks of all containers but `keep`, and says which.
+    /// Removes what is left of these containers' networks, and says what that was. By name only: a namespace or a link that
+    /// merely looks like ours may be somebody else's.
     ///
     /// # Errors
     /// [`NetworkError::Incomplete`] with everything that could not be removed; the rest was.
-    pub fn sweep(&self, keep: &[ContainerName]) -> Result<Vec<String>, NetworkError> {
-        let namespaces: HashSet<PathBuf> = keep.iter().map(netns_path).collect();
-        let links: HashSet<String> = keep.iter().map(host_link_name).collect();
+    pub fn sweep(&self, gone: &[ContainerName]) -> Result<Vec<String>, NetworkError> {
         let mut rtnl = self.rtnl();
         let (mut removed, mut errors) = (Vec::new(), Vec::new());
-        match our_links(&mut rtnl) {
-            Ok(found) => {
-                for name in found.into_iter().filter(|name| !links.contains(name)) {
-                    match delete_link(&mut rtnl, &name) {
-                        Ok(()) => removed.push(name),
-                        Err(error) => errors.push(error),
-                    }
+        for container in gone {
+            let (netns, link) = (netns_path(container), host_link_name(container));
+            match bridge::link_of(&mut rtnl, &link) {
+                Ok(None) => {}
+                Ok(Some(_)) => match delete_link(&mut rtnl, &link) {
+                    Ok(()) => removed.push(link),
+                    Err(error) => errors.push(error),
+                },
+                Err(error) => errors.push(error),
+            }
+            if netns.exists() {
+                match delete_namespace(&netns) {
+                    Ok(()) => removed.push(netns.display().to_string()),
+                    Err(error) => errors.push(error),
                 }
             }
-            Err(error) => errors.push(error),
-        }
-        match our_namespaces() {
-            Ok(found) => {
-                for path in found.into_iter().filter(|path| !namespaces.contains(path)) {
-                    match delete_namespace(&path) {
-                        Ok(()) => removed.push(path.display().to_string()),
-                        Err(error) => errors.push(error),
-                    }
-                }
-            }
-            Err(source) => errors.push(NetworkError::Kernel { doing: format!("listing {}", netns::DIRECTORY), source }),
         }
         Failures::check("removing leftover networks", errors).map(|()| removed)
     }
@@ -351,41 +337,4 @@ fn delete_link(rtnl: &mut Rtnl, name: &str) -> Result<(), NetworkError> {
 
 fn delete_namespace(path: &Path) -> Result<(), NetworkError> {
     netns::remove(path).map_err(NetworkError::kernel(format!("removing {}", path.display())))
-}
-
-/// The host ends of all containers' links.
-fn our_links(rtnl: &mut Rtnl) -> Result<Vec<String>, NetworkError> {
-    let links = rtnl
-        .dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))
-        .map_err(NetworkError::kernel("listing the links"))?;
-    let name = |link: &LinkMessage| {
-        link.attributes.iter().find_map(|a| if let LinkAttribute::IfName(name) = a { Some(name.clone()) } else { None })
-    };
-    Ok(links
-        .iter()
-        .filter_map(|message| if let RouteNetlinkMessage::NewLink(link) = message { Some(link) } else { None })
-        .filter(|link| bridge::kind(link) == Some(&InfoKind::Veth))
-        .filter_map(name)
-        .filter(|name| {
-            name.strip_prefix(HOST_LINK_PREFIX).is_some_and(|digits| {
-                digits.len() == HOST_LINK_DIGITS
-                    && digits.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-            })
-        })
-        .collect())
-}
-
-fn our_namespaces() -> io::Result<Vec<PathBuf>> {
-    let entries = match fs::read_dir(netns::DIRECTORY) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other?,
-    };
-    let mut found = Vec::new();
-    for entry in entries {
-        let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with(NETNS_PREFIX) {
-            found.push(entry.path());
-        }
-    }
-    Ok(found)
 }

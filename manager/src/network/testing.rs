@@ -9,12 +9,19 @@ use std::{
     time::{Duration, Instant},
 };
 
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    link::{InfoKind, LinkAttribute, LinkMessage},
+};
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
 };
 
-use super::{Attachment, Network, NetworkConfig, netlink::Rtnl, netns};
+use super::{
+    Attachment, HOST_LINK_DIGITS, HOST_LINK_PREFIX, NETNS_PREFIX, Network, NetworkConfig, NetworkError, bridge,
+    enslave, netlink::Rtnl, netns,
+};
 use crate::spec::ContainerName;
 
 pub(super) const PREFIX: u8 = 24;
@@ -68,9 +75,49 @@ impl Drop for Node {
         }
         let names: Vec<_> = fs::read_dir(netns::DIRECTORY).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert!(names.is_empty(), "namespaces were left: {names:?}");
-        let links = super::our_links(&mut Rtnl::open().unwrap()).unwrap();
+        let links = our_links(&mut Rtnl::open().unwrap());
         assert!(links.is_empty(), "links were left: {links:?}");
     }
+}
+
+impl Network {
+    /// Takes a container off the wire; the rest of its network stays.
+    pub(super) fn detach(&self, attachment: &Attachment) -> Result<(), NetworkError> {
+        enslave(&mut self.rtnl(), attachment, 0)
+    }
+
+    /// Removes every container's network, and says what that was.
+    pub(super) fn sweep_all(&self) -> Vec<String> {
+        let mut removed = our_links(&mut self.rtnl());
+        for link in &removed {
+            run(&format!("ip link del {link}"));
+        }
+        for path in fs::read_dir(netns::DIRECTORY).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.file_name().unwrap().to_string_lossy().starts_with(NETNS_PREFIX) {
+                netns::remove(&path).unwrap();
+                removed.push(path.display().to_string());
+            }
+        }
+        removed
+    }
+}
+
+/// The host ends of all containers' links.
+fn our_links(rtnl: &mut Rtnl) -> Vec<String> {
+    let is_ours = |link: &LinkMessage| bridge::kind(link) == Some(&InfoKind::Veth);
+    let name = |link: &LinkMessage| {
+        link.attributes.iter().find_map(|a| if let LinkAttribute::IfName(name) = a { Some(name.clone()) } else { None })
+    };
+    let links = rtnl.dump(RouteNetlinkMessage::GetLink(LinkMessage::default())).unwrap();
+    let links = links.iter().filter_map(|m| if let RouteNetlinkMessage::NewLink(link) = m { Some(link) } else { None });
+    let names = links.filter(|link| is_ours(link)).filter_map(name);
+    names
+        .filter(|name| {
+            let digits = name.strip_prefix(HOST_LINK_PREFIX);
+            digits
+                .is_some_and(|digits| digits.len() == HOST_LINK_DIGITS && digits.bytes().all(|b| b.is_ascii_hexdigit()))
+        })
+        .collect()
 }
 
 pub(super) fn config(address: Option<(Ipv4Addr, u8)>, uplink: Option<&str>) -> NetworkConfig {
@@ -96,6 +143,11 @@ pub(super) fn attached(network: &Network, container: &str, last: u8) -> Attachme
     let attachment = network.build(&name(container), &network.identity(ip(last), None)).unwrap();
     network.attach(&attachment).unwrap();
     attachment
+}
+
+/// Whether a link is in the bridge `ha0`.
+pub(super) fn is_bridge_port(link: &str) -> bool {
+    run(&format!("ip -o link show {link}")).contains(" master ha0 ")
 }
 
 /// Runs a command line of words without blanks in them, in the thread's namespaces.

@@ -41,6 +41,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     }
     fs::set_permissions(&config.state_dir, fs::Permissions::from_mode(0o700))?;
     let _lock = StateLock::acquire(&config.state_dir)?;
+    let listeners = api::bind(&config).await?;
     let store = open_store(&config).await?;
     let agent = AgentBinary::install(&config.agent, &config.state_dir)?;
     agent.publish(&store).await.context("cannot put the agent into the store")?;
@@ -61,6 +62,10 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     let runtime = Runc::new(&config.runtime, &config.runtime_root, &config.criu);
     runtime.settle_orphans(ORPHAN_PATIENCE);
     let dumper = Dumper::new(&config.criu);
+    // Now, and not in the middle of a failover.
+    if let Err(error) = dumper.cpuinfo(config.checkpoint.timeout) {
+        tracing::warn!(error = crate::chain(&error), "this node's CPU cannot be described: it can take no checkpoints");
+    }
     let detail = json!({"version": env!("CARGO_PKG_VERSION"), "address": advertise, "criu": versions.criu});
     events.emit(None, "node.started", "the manager is running", detail);
     let ctx = Arc::new(Ctx { config, store, network, runtime, dumper, agent, events, membership, versions });
@@ -68,9 +73,9 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     let node =
         Arc::new(Node { ctx, actors: Mutex::default(), problems: Mutex::default(), uplink, heard: Heard::default() });
 
-    // Before peers and operators are heard: what they want of a container must not meet its leftovers being judged.
+    // Before peers and operators are answered: what they want of a container must not meet its leftovers being judged.
     node.adopt().await;
-    let servers = api::serve(Arc::clone(&node)).await?;
+    let servers = api::serve(Arc::clone(&node), listeners);
     let watching = watch::start(Arc::clone(&node));
 
     tokio::select! {

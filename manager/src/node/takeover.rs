@@ -195,6 +195,7 @@ impl Node {
         let all = Place::all(&self.ctx.config);
         let names = fs::read_dir(&all).into_iter().flatten().flatten();
         let names: Vec<ContainerName> = names.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+        let known = names.clone();
         // What could not be judged, for the store did not answer, may be running: it stays until it is.
         let mut keep = Vec::new();
         for name in names {
@@ -205,7 +206,8 @@ impl Node {
             }
         }
         keep.extend(self.actors().keys().cloned());
-        match self.ctx.network.sweep(&keep) {
+        let gone: Vec<ContainerName> = known.into_iter().filter(|name| !keep.contains(name)).collect();
+        match self.ctx.network.sweep(&gone) {
             Ok(gone) if gone.is_empty() => {}
             Ok(gone) => tracing::info!(?gone, "removed what was left of earlier containers"),
             Err(error) => tracing::warn!(error = crate::chain(&error), "leftovers could not be removed"),

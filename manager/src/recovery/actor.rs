@@ -14,6 +14,7 @@ use tokio::{
 };
 
 use super::{
+    checkpoint::NoCheckpoint,
     heed::{Found, PING_EVERY},
     live::Live,
     order::{Command, Order, ProgressSender},
@@ -21,6 +22,7 @@ use super::{
     record::{LocalPhase, LocalRecord, RECORD_VERSION},
     shipping::{Shipping, ShippingView},
     teardown::{self, Extent, TeardownError},
+    unfit::Asked,
     upload::{Report, Uploads},
     view::{ContainerView, Phase, SharedView},
 };
@@ -113,6 +115,8 @@ pub(super) struct Actor {
     pub waited: Option<Duration>,
     /// Snapshots wait on this node for the store, and that was said.
     pub store_away: bool,
+    /// This node cannot run the newest snapshot: who else was asked. None since the container was up.
+    pub(super) unfit: Option<Asked>,
     /// The last attempt was given up because somebody else has the address.
     pub conflict: bool,
     pub(super) watchdog: Watchdog,
@@ -168,6 +172,7 @@ pub fn spawn(
         agent_digest: ctx.agent.digest(),
         waited: None,
         conflict: false,
+        unfit: None,
         store_away: false,
         name,
         generation: app.generation,
@@ -272,8 +277,11 @@ impl Actor {
             }
         }
         if self.schedule.as_ref().is_some_and(|s| s.due() <= Instant::now()) && matches!(self.state, State::Up(_)) {
-            // The failure was reported and the schedule has moved on; the container goes on.
-            let _ = self.checkpoint(SnapshotKind::Periodic).await;
+            match self.checkpoint(SnapshotKind::Periodic).await {
+                // The failure was reported and the schedule has moved on; the container goes on.
+                Ok(_) | Err(NoCheckpoint::Goes(_)) => {}
+                Err(NoCheckpoint::Broken(why)) => return self.lost(Scope::Container, why).await,
+            }
         }
         ControlFlow::Continue(())
     }
@@ -366,7 +374,7 @@ impl Actor {
             (view.phase, view.pid, view.failure, view.up_since) = (Phase::Running, pid, None, Some(Instant::now()));
         });
         self.watchdog = Watchdog::new(WatchdogConfig::default(), Instant::now());
-        (self.waited, self.conflict) = (None, false);
+        (self.waited, self.conflict, self.unfit) = (None, false, None);
         self.next_ping = Instant::now() + PING_EVERY;
         self.state = State::Up(Box::new(live));
         self.save(LocalPhase::Up);

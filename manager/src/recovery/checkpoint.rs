@@ -6,6 +6,8 @@
 //!                          ▼ what was written is removed                  ▼
 //!                        checkpoint.failed                   uploads: pack ─► upload ─► manifest = committed
 //! ```
+//! A dump that leaves processes stopped, or the gate closed for good, has broken the container: it is recovered like one
+//! that has ended.
 
 use std::{
     fs, io,
@@ -24,10 +26,10 @@ use super::{
     view::Phase,
 };
 use crate::{
-    checkpoint::{CaptureSource, DumpReport, DumpRequest, Gate},
-    network,
+    checkpoint::{CaptureSource, DumpError, DumpReport, DumpRequest, Gate},
+    network::{self, NetworkError},
     snapshot::{HexBytes, PartName, PartSource, SnapshotHealth, SnapshotKind, SnapshotMeta},
-    spec::{MountSource, SnapshotId},
+    spec::{ContainerName, MountSource, SnapshotId},
 };
 
 /// No healthcheck begins for this long after the quiesce; a dump is over long before.
@@ -35,33 +37,91 @@ const HOLD: Duration = Duration::from_secs(2);
 /// Dumps that may wait for the store in memory; further ones wait for these.
 const PENDING_MAX: usize = 2;
 
+/// How often, and with what pauses, a gate that does not open is tried again before the container counts as cut off.
+const OPENING: (u32, Duration) = (20, Duration::from_millis(50));
+
 /// The bridge port as the gate of a dump.
-struct PortGate {
-    gate: network::Gate,
-    /// Before a planned move nothing may get out any more, so it stays closed.
-    stay_closed: bool,
-}
+struct PortGate(network::Gate);
 
 impl Gate for PortGate {
     fn close(&mut self) -> io::Result<()> {
-        self.gate.close().map_err(io::Error::other)
+        self.0.close().map_err(io::Error::other)
     }
 
     fn open(&mut self) -> io::Result<()> {
-        if self.stay_closed { Ok(()) } else { self.gate.open().map_err(io::Error::other) }
+        self.0.open().map_err(io::Error::other)
     }
+}
+
+/// Why there is no snapshot.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NoCheckpoint {
+    /// The container goes on.
+    #[error("{0}")]
+    Goes(String),
+    /// It does not: it stands still, has ended, or cannot be reached.
+    #[error("{0}")]
+    Broken(String),
+}
+
+#[derive(Debug, thiserror::Error)]
+enum CheckpointError {
+    #[error("cannot make room for the images")]
+    Room(#[source] io::Error),
+    #[error("the gate of the dump cannot be prepared")]
+    Gate(#[source] NetworkError),
+    #[error(transparent)]
+    Dump(#[from] DumpError),
+    #[error("the gate opened only when tried again, so the snapshot was given up; the container goes on")]
+    Late,
+    #[error("the gate could not be opened after a checkpoint: the container cannot be reached")]
+    CutOff(#[source] NetworkError),
+}
+
+impl From<CheckpointError> for NoCheckpoint {
+    fn from(error: CheckpointError) -> Self {
+        let text = crate::chain(&error);
+        match error {
+            CheckpointError::Room(_) | CheckpointError::Gate(_) | CheckpointError::Late => NoCheckpoint::Goes(text),
+            CheckpointError::Dump(dump) if dump.leaves_running() => NoCheckpoint::Goes(text),
+            CheckpointError::Dump(_) | CheckpointError::CutOff(_) => NoCheckpoint::Broken(text),
+        }
+    }
+}
+
+impl From<String> for NoCheckpoint {
+    fn from(text: String) -> Self {
+        NoCheckpoint::Goes(text)
+    }
+}
+
+/// Blocks until the container's gate is open, with a fresh connection to the kernel for each try.
+pub(super) fn open_gate(network: &network::Network, name: &ContainerName) -> Result<(), NetworkError> {
+    let (tries, pause) = OPENING;
+    let mut outcome = network.gate(name).and_then(|mut gate| gate.open());
+    for _ in 1..tries {
+        if outcome.is_ok() {
+            break;
+        }
+        std::thread::sleep(pause);
+        outcome = network.gate(name).and_then(|mut gate| gate.open());
+    }
+    outcome
 }
 
 impl Actor {
     /// Takes a checkpoint. `Ok`: the container runs again and the snapshot is on its way; its commit is reported by the
-    /// uploads. `Err`: why there is none; an event has been emitted, the container goes on.
-    pub(super) async fn checkpoint(&mut self, kind: SnapshotKind) -> Result<SnapshotId, String> {
+    /// uploads. `Err`: why there is none; an event has been emitted. A container that is [`NoCheckpoint::Broken`] is the
+    /// caller's to recover.
+    pub(super) async fn checkpoint(&mut self, kind: SnapshotKind) -> Result<SnapshotId, NoCheckpoint> {
         self.view.update(|view| view.phase = Phase::Checkpointing);
         let outcome = self.try_checkpoint(kind).await;
         self.view.update(|view| view.phase = Phase::Running);
-        if let Err(cause) = &outcome {
-            self.event("checkpoint.failed", cause, json!({"cause": cause}));
-            self.view.update(|view| view.checkpoint_problem = Some(cause.clone()));
+        if let Err(error) = &outcome {
+            let cause = error.to_string();
+            let detail = json!({"cause": cause, "broken": matches!(error, NoCheckpoint::Broken(_))});
+            self.event("checkpoint.failed", &cause, detail);
+            self.view.update(|view| view.checkpoint_problem = Some(cause));
             if let Some(schedule) = &mut self.schedule {
                 schedule.failed(Instant::now());
             }
@@ -69,14 +129,13 @@ impl Actor {
         outcome
     }
 
-    async fn try_checkpoint(&mut self, kind: SnapshotKind) -> Result<SnapshotId, String> {
+    async fn try_checkpoint(&mut self, kind: SnapshotKind) -> Result<SnapshotId, NoCheckpoint> {
         if self.uploads.pending() >= PENDING_MAX {
-            return Err(
-                "the dumps before this one are still being packed; the store or the disk is too slow for the interval"
-                    .into(),
-            );
+            let text =
+                "the dumps before this one are still being packed; the store or the disk is too slow for the interval";
+            return Err(text.to_owned().into());
         }
-        let State::Up(live) = &self.state else { return Err("the container is not running".into()) };
+        let State::Up(live) = &self.state else { return Err("the container is not running".to_owned().into()) };
         let check = self.app.spec.healthcheck.as_ref().map_or(Duration::ZERO, |check| check.timeout);
         let status = live.link.quiesce(HOLD, check).await.map_err(|error| crate::chain(&error))?;
         let health = match status.health() {
@@ -112,7 +171,12 @@ impl Actor {
             agent_digest: Some(self.agent_digest.clone()),
             agent_incarnation: HexBytes(status.incarnation),
             versions: self.ctx.versions.clone(),
-            cpuinfo: None,
+            cpuinfo: self
+                .ctx
+                .dumper
+                .cpuinfo(self.ctx.config.checkpoint.timeout)
+                .ok()
+                .map(|info| HexBytes(info.to_vec())),
             previous: self.last_committed,
         };
         let staging = self.place.staging().join(id.to_string());
@@ -126,7 +190,7 @@ impl Actor {
         Ok(id)
     }
 
-    async fn dump(&self, id: SnapshotId, pid: i32, stay_closed: bool) -> Result<DumpReport, String> {
+    async fn dump(&self, id: SnapshotId, pid: i32, stay_closed: bool) -> Result<DumpReport, CheckpointError> {
         let images = self.place.images(&id.to_string());
         let staging = self.place.staging().join(id.to_string());
         let mut capture = vec![CaptureSource { name: "upper".into(), path: self.place.upper(), inside: "/".into() }];
@@ -143,7 +207,7 @@ impl Actor {
             images: images.clone(),
             staging: staging.clone(),
             capture,
-            leave_running: true,
+            stay_closed,
             timeout: self.ctx.config.checkpoint.timeout,
         };
         let (ctx, name) = (Arc::clone(&self.ctx), self.name.clone());
@@ -155,17 +219,17 @@ impl Actor {
             };
             clean();
             let made = fs::create_dir_all(&images).and_then(|()| fs::create_dir_all(&staging));
-            let outcome = made.map_err(|error| format!("cannot make room for the images: {error}")).and_then(|()| {
-                let gate = ctx.network.gate(&name).map_err(|error| crate::chain(&error))?;
-                let mut gate = PortGate { gate, stay_closed };
-                ctx.dumper.dump(&request, &mut gate).map_err(|error| crate::chain(&error))
-            });
+            let outcome =
+                made.map_err(CheckpointError::Room).and_then(|()| {
+                    let mut gate = PortGate(ctx.network.gate(&name).map_err(CheckpointError::Gate)?);
+                    match ctx.dumper.dump(&request, &mut gate) {
+                        Err(DumpError::GateOpen { .. }) => Err(open_gate(&ctx.network, &name)
+                            .map_or_else(CheckpointError::CutOff, |()| CheckpointError::Late)),
+                        outcome => outcome.map_err(CheckpointError::Dump),
+                    }
+                });
             if outcome.is_err() {
                 clean();
-                if stay_closed {
-                    // The move is off: the container goes on here.
-                    let _ = ctx.network.gate(&name).and_then(|mut gate| gate.open());
-                }
             }
             outcome
         })
@@ -183,4 +247,32 @@ impl Actor {
 /// A volume's directory among the captured trees; no volume can be taken for the upper layer.
 fn volume_dir(name: &str) -> String {
     format!("volume-{name}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::{Remains, SwrkError};
+
+    fn judged(error: impl Into<CheckpointError>) -> NoCheckpoint {
+        error.into().into()
+    }
+
+    #[test]
+    fn a_dump_that_leaves_the_container_standing_or_cut_off_has_broken_it() {
+        let broken_off = |remains| DumpError::Swrk { source: SwrkError::Timeout, remains };
+        let stands = Remains { not_running: vec![7], ..Remains::default() };
+        let ended = Remains { dead: true, ..Remains::default() };
+        let late = DumpError::Timeout { timeout: Duration::ZERO, step: "post-dump".into(), remains: stands.clone() };
+        for broken in [judged(broken_off(stands)), judged(broken_off(ended)), judged(late)] {
+            assert!(matches!(broken, NoCheckpoint::Broken(_)), "{broken:?}");
+        }
+        let cut_off = CheckpointError::CutOff(NetworkError::NoBridge { name: "br".into() });
+        assert!(matches!(judged(cut_off), NoCheckpoint::Broken(_)));
+        // Killed, mended and running: nothing to recover.
+        let mended = Remains { killed: true, mended_sockets: 1, ..Remains::default() };
+        for goes in [judged(broken_off(mended)), judged(DumpError::NoPages), judged(CheckpointError::Late)] {
+            assert!(matches!(goes, NoCheckpoint::Goes(_)), "{goes:?}");
+        }
+    }
 }

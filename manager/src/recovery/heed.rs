@@ -35,7 +35,6 @@ impl Actor {
     /// Asks the agent how things are.
     pub(super) async fn ping(&mut self) -> Found {
         let State::Up(live) = &self.state else { return Found::Well };
-        self.watchdog.pinged(Instant::now());
         match live.link.ping(PING_EVERY).await {
             Ok(status) => {
                 self.watchdog.answered(Instant::now());

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     agentlink::{self, AgentLink, ChannelDir},
-    checkpoint::RestoreError,
+    checkpoint::{CpuError, RestoreError},
     image::{self, ImageError},
     network::{self, Attachment, Conflict, NetworkError},
     node::Ctx,
@@ -42,6 +42,9 @@ pub enum LaunchError {
     Start(#[from] RuntimeError),
     #[error("snapshot {snapshot} cannot be restored")]
     Restore { snapshot: SnapshotId, source: Box<RestoreError> },
+    /// Of this node, not of the snapshot.
+    #[error("snapshot {snapshot} cannot be restored on this node")]
+    Cpu { snapshot: SnapshotId, source: CpuError },
     #[error("the container came up but does not work")]
     Probe(#[from] ProbeError),
     #[error("the channel to the agent cannot be opened")]
@@ -102,6 +105,14 @@ pub fn write_bundle(
             }),
         }
     }
+    let resolv = runtime::resolv_conf();
+    if resolv.servers.is_empty() && !resolv.left_out.is_empty() {
+        tracing::warn!(
+            container = %spec.name,
+            left_out = ?resolv.left_out,
+            "no name server of this node can be reached from a container; `ha-manager doctor` has the remedy"
+        );
+    }
     runtime::write_bundle(&BundleSpec {
         dir: place.bundle(),
         rootfs: place.merged(),
@@ -118,7 +129,7 @@ pub fn write_bundle(
         channel_dir: Some(place.channel()),
         binds,
         tmpfs,
-        resolv_conf: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
+        resolv_conf: resolv.text,
         rlimits: spec.rlimits.clone(),
         annotations: spec.annotations.clone(),
     })?;
@@ -161,7 +172,7 @@ pub fn agent_config(ctx: &Ctx, app: &AppContent, layers: &[PathBuf]) -> Result<a
         retries: check.retries.max(1),
     });
     config.stop_signal = app.image.config.stop_signal.unwrap_or(config.stop_signal);
-    config.log_max_bytes = ctx.config.logs.max_bytes.max(64 << 10);
+    config.log_max_bytes = ctx.config.logs.file_max_bytes();
     Ok(config)
 }
 

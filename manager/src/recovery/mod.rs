@@ -35,6 +35,7 @@ mod recover;
 mod restore;
 mod shipping;
 mod teardown;
+mod unfit;
 mod upload;
 mod view;
 

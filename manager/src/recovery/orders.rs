@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 
 use super::{
     actor::{Actor, State},
+    checkpoint::{NoCheckpoint, open_gate},
     handover::Handover,
     launch,
     order::ProgressSender,
@@ -33,6 +34,8 @@ type Reply = oneshot::Sender<Result<Value, ApiError>>;
 enum NoSnapshot {
     /// The container goes on here.
     Failed(String),
+    /// It does not run here any more, or cannot be reached.
+    Broken(String),
     /// Another node owns it by now.
     Deposed(Owner),
 }
@@ -55,7 +58,12 @@ impl Actor {
                 progress.step(format!("{id}: packing and uploading"));
                 self.waiting.push((id, reply));
             }
-            Err(cause) => drop(reply.send(Err(ApiError::Failed(cause)))),
+            Err(error) => {
+                let _ = reply.send(Err(ApiError::Failed(error.to_string())));
+                if let NoCheckpoint::Broken(why) = error {
+                    return self.lost(Scope::Container, why).await;
+                }
+            }
         }
         ControlFlow::Continue(())
     }
@@ -76,6 +84,8 @@ impl Actor {
         };
         let shown = source_name(from);
         progress.step(format!("restoring {} from {shown}", self.name));
+        // Somebody looks after it: whoever could not take it before is asked again.
+        self.unfit = None;
         self.view.update(|view| view.phase = Phase::Recovering);
         self.event(
             "recovery.started",
@@ -139,6 +149,11 @@ impl Actor {
                 let text = format!("{text}; {} goes on here", self.name);
                 let _ = reply.send(Err(ApiError::Failed(text)));
                 return ControlFlow::Continue(());
+            }
+            Err(NoSnapshot::Broken(text)) => {
+                let told = format!("{text}; {} is recovered as after a failure", self.name);
+                let _ = reply.send(Err(ApiError::Failed(told)));
+                return self.lost(Scope::Container, text).await;
             }
             Err(NoSnapshot::Deposed(by)) => {
                 let _ = reply.send(Err(ApiError::Failed(format!("node {} owns {} now", by.node, self.name))));
@@ -205,7 +220,10 @@ impl Actor {
             return Ok(None);
         }
         progress.step("last checkpoint");
-        let id = self.checkpoint(SnapshotKind::Final).await.map_err(NoSnapshot::Failed)?;
+        let id = self.checkpoint(SnapshotKind::Final).await.map_err(|error| match error {
+            NoCheckpoint::Goes(text) => NoSnapshot::Failed(text),
+            NoCheckpoint::Broken(text) => NoSnapshot::Broken(text),
+        })?;
         progress.step(format!("{id}: packing and uploading"));
         let cause = loop {
             match self.uploads.report().await {
@@ -221,11 +239,10 @@ impl Actor {
             }
         };
         let (ctx, name) = (Arc::clone(&self.ctx), self.name.clone());
-        let opened = launch::blocking(move || ctx.network.gate(&name).and_then(|mut gate| gate.open())).await;
-        if let Err(error) = opened {
-            tracing::error!(container = %self.name, error = crate::chain(&error), "the gate could not be opened again");
-        }
-        Err(NoSnapshot::Failed(cause))
+        Err(match launch::blocking(move || open_gate(&ctx.network, &name)).await {
+            Ok(()) => NoSnapshot::Failed(cause),
+            Err(error) => NoSnapshot::Broken(format!("{cause}; and then: {}", crate::chain(&error))),
+        })
     }
 
     pub(super) async fn order_remove(&mut self, progress: ProgressSender, reply: Reply) -> ControlFlow<()> {
@@ -237,6 +254,8 @@ impl Actor {
             let _ = tokio::time::timeout(grace + std::time::Duration::from_secs(1), live.exit.wait()).await;
         }
         progress.step("removing its snapshots");
+        // What they still wrote would stay in the store for good, and be taken for the next container's of that name.
+        tokio::join!(self.uploads.stop(), self.shipping.stop());
         let outcome = forget(&self.ctx, &self.name, self.generation, Some(&self.owner)).await;
         if let Err(error) = outcome {
             let _ = reply.send(Err(error));

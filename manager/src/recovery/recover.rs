@@ -122,6 +122,9 @@ impl Actor {
                         return ControlFlow::Continue(());
                     }
                     Err(error) if error.is_transient() => return self.wait(scope, why, crate::chain(&error)),
+                    Err(LaunchError::Cpu { snapshot, source }) => {
+                        return self.unfit(scope, why, snapshot, crate::chain(&source)).await;
+                    }
                     Err(error) => {
                         last = crate::chain(&error);
                         if let LaunchError::Snapshot { snapshot, .. } = error {
@@ -165,7 +168,7 @@ impl Actor {
         );
     }
 
-    fn announce(&self, attempt: &Attempt) {
+    pub(super) fn announce(&self, attempt: &Attempt) {
         let (step, text) = match attempt {
             Attempt::Here { from: Source::Snapshot(id), step } => {
                 (step_name(*step), format!("from snapshot {id}, here"))
@@ -293,7 +296,7 @@ impl Actor {
     }
 
     /// What is needed is away for now: the same again later.
-    fn wait(&mut self, scope: Scope, why: String, cause: String) -> ControlFlow<()> {
+    pub(super) fn wait(&mut self, scope: Scope, why: String, cause: String) -> ControlFlow<()> {
         let wait = self.waited.map_or(FIRST_WAIT, |waited| (waited * 2).min(LONGEST_WAIT));
         self.waited = Some(wait);
         let detail = json!({"cause": cause, "again_in_ms": u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)});
@@ -391,7 +394,12 @@ impl Actor {
                 .state(&ctx.runtime_id(&name), ctx.config.checkpoint.timeout)
                 .map_err(|error| text(&error))?;
             let state = state.filter(|state| state.status != Status::Stopped).ok_or("its process is gone")?;
-            let remains = crate::checkpoint::settle_orphan(state.pid, ORPHAN_PATIENCE);
+            let remains = crate::checkpoint::settle_orphan(
+                std::path::Path::new(&ctx.config.criu),
+                state.pid,
+                &place.bundle(),
+                ORPHAN_PATIENCE,
+            );
             if !remains.is_running() {
                 return Err(remains.to_string());
             }

@@ -1,7 +1,8 @@
 //! A container back from a snapshot. Everything that does not need the rest is done at the same time:
 //!
 //! ```text
-//!   manifest ─┬─ layers, upper, volumes ─ mount ─┐
+//!   manifest ─ may this CPU run it?
+//!             ┌─ layers, upper, volumes ─ mount ─┐
 //!             ├─ memory (CRIU's images) ─────────┼─ restore ─ probe ─┬─ attach ─► serves
 //!             ├─ namespace, veth ────────────────┘                   │
 //!             └─ does somebody have the address? ────────────────────┘
@@ -23,7 +24,7 @@ use super::{
 use crate::{
     agentlink::{AgentLink, ChannelDir},
     api::snapshot_info,
-    checkpoint,
+    checkpoint::{self, CpuError},
     network::{self, NetIdentity, SurvivorLimits, Survivors},
     node::Ctx,
     snapshot::{self, Manifest, PartName, SnapshotError},
@@ -53,6 +54,7 @@ pub(super) async fn restore(
     let images = place.images("restore");
     fs::create_dir_all(&images).map_err(LaunchError::io("make room for the images"))?;
     let manifest = snapshot::load_manifest(&ctx.store, name, id).await.map_err(read)?;
+    fits_cpu(ctx, &manifest).await?;
     // The image is the one the snapshot was taken on, whatever was applied since.
     let app = &AppContent { spec: app.spec.clone(), image: manifest.meta.image.clone() };
     let asked = launch::probe_address(ctx, identity);
@@ -111,6 +113,22 @@ pub(super) async fn restore(
     let live = Live::new(pid, link, status.incarnation.clone()).map_err(LaunchError::io("watch the container"))?;
     let (info, health) = (snapshot_info(&manifest), live::health_name(&status));
     Ok(Restored { live, agent_digest: manifest.meta.agent_digest, info, health })
+}
+
+/// Before anything is fetched: whether programs that found out what their CPU can do may go on with this node's.
+async fn fits_cpu(ctx: &Arc<Ctx>, manifest: &Manifest) -> Result<(), LaunchError> {
+    let Some(cpuinfo) = manifest.meta.cpuinfo.clone() else { return Ok(()) };
+    let asking = Arc::clone(ctx);
+    let timeout = ctx.config.checkpoint.timeout;
+    match launch::blocking(move || asking.dumper.check_cpu(&cpuinfo.0, timeout)).await {
+        Ok(()) => Ok(()),
+        Err(source @ CpuError::Incompatible { .. }) => Err(LaunchError::Cpu { snapshot: manifest.meta.id, source }),
+        Err(error) => {
+            // Not a reason to leave the container down: the restore itself checks once more, if less.
+            tracing::warn!(snapshot = %manifest.meta.id, error = crate::chain(&error), "the CPUs could not be compared");
+            Ok(())
+        }
+    }
 }
 
 /// The upper layer and the volumes of the snapshot, in place.

@@ -22,6 +22,8 @@ use crate::{
 };
 
 const SHIP_EVERY: Duration = Duration::from_secs(3);
+/// The end of a log is waited for this long: mostly somebody waits for the container meanwhile.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(5);
 /// After this many segments the store is looked through for what is too old to keep.
 const TRIM_EVERY: u64 = 32;
 const STANDING: &str = "log-shipped.json";
@@ -46,8 +48,8 @@ struct Shipper {
     name: ContainerName,
     place: Place,
     standing: Arc<Mutex<Standing>>,
-    /// One at a time: two would ship the same lines.
-    busy: tokio::sync::Mutex<()>,
+    /// One at a time: two would ship the same lines. False once nothing is to be shipped any more.
+    busy: tokio::sync::Mutex<bool>,
 }
 
 /// For readers of the log.
@@ -66,17 +68,26 @@ impl Shipping {
         // Segments of a new epoch are counted anew; the log itself goes on where it was.
         let standing = if standing.epoch == epoch { standing } else { Standing { epoch, number: 0, ..standing } };
         let standing = Arc::new(Mutex::new(standing));
-        let shipper = Arc::new(Shipper { ctx, name, place, standing, busy: tokio::sync::Mutex::new(()) });
+        let shipper = Arc::new(Shipper { ctx, name, place, standing, busy: tokio::sync::Mutex::new(true) });
         let task = tokio::spawn(Arc::clone(&shipper).run());
         Self { shipper, task }
     }
 
-    /// Ships what is there now.
+    /// Ships what is there now, as far as the store takes it within some seconds.
     ///
     /// # Errors
     /// Why the rest is not in the store, in words.
     pub async fn flush(&self) -> Result<(), String> {
-        self.shipper.ship().await
+        let shipped = tokio::time::timeout(FLUSH_PATIENCE, self.shipper.ship()).await;
+        shipped.unwrap_or_else(|_| Err(format!("the store did not take it within {FLUSH_PATIENCE:?}")))
+    }
+
+    /// Ships nothing from here on; what is under way is waited for, so that nothing appears in the store afterwards.
+    pub async fn stop(&self) {
+        let stop = async { *self.shipper.busy.lock().await = false };
+        if tokio::time::timeout(FLUSH_PATIENCE, stop).await.is_err() {
+            self.task.abort();
+        }
     }
 
     pub fn view(&self) -> ShippingView {
@@ -102,14 +113,18 @@ impl Shipper {
     }
 
     async fn ship(&self) -> Result<(), String> {
-        let _busy = self.busy.lock().await;
+        let goes_on = self.busy.lock().await;
+        if !*goes_on {
+            return Ok(());
+        }
         let (ctx, name, place) = (&self.ctx, &self.name, &self.place);
+        let max = ctx.config.logs.file_max_bytes();
         loop {
             let at = lock(&self.standing).clone();
             let (channel, cursor) = (place.channel(), at.cursor.clone());
             let segment = blocking(move || {
                 let dir = ChannelDir::open(&channel).map_err(|error| crate::chain(&error))?;
-                LogShipper::new(dir).after(&cursor, logs::MAX_SEGMENT / 2).map_err(|error| crate::chain(&error))
+                LogShipper::new(dir, max).after(&cursor, logs::MAX_SEGMENT / 2).map_err(|error| crate::chain(&error))
             })
             .await?;
             let Some(segment) = segment else { return Ok(()) };

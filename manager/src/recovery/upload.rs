@@ -11,7 +11,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::{
+    sync::{Notify, mpsc, watch},
+    task::JoinHandle,
+};
 
 use super::{launch::blocking, place::Place};
 use crate::{
@@ -22,6 +25,8 @@ use crate::{
 };
 
 const FIRST_RETRY: Duration = Duration::from_millis(500);
+/// An upload under way when its container is removed may go on for so long.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
 const LONGEST_RETRY: Duration = Duration::from_secs(10);
 
 /// A dump to be made a snapshot.
@@ -73,6 +78,7 @@ pub(super) struct Uploads {
     pending: watch::Sender<Pending>,
     progress: watch::Receiver<Drains>,
     kick: Arc<Notify>,
+    worker: JoinHandle<()>,
 }
 
 /// What is under way. Drafts that wait for a store that is away are not: they are safe on this node's disk.
@@ -117,8 +123,8 @@ impl Uploads {
             retry: None,
             said_waiting: None,
         };
-        tokio::spawn(worker.run(inbox, owner.clone()));
-        Self { jobs, reports, pending, progress, kick }
+        let worker = tokio::spawn(worker.run(inbox, owner.clone()));
+        Self { jobs, reports, pending, progress, kick, worker }
     }
 
     /// Dumps in memory that are neither packed nor given up.
@@ -151,6 +157,17 @@ impl Uploads {
         // Running out of patience is an answer, as below.
         let _ = tokio::time::timeout(patience, progress.wait_for(|now| now.ended > before.ended)).await;
         progress.borrow().committed > before.committed
+    }
+
+    /// Ends the uploads for good, for a container that is removed: from its return on nothing is put into the store.
+    pub async fn stop(&mut self) {
+        // Without a sender the worker ends when it is through with what it does.
+        self.jobs = mpsc::unbounded_channel().0;
+        if tokio::time::timeout(STOP_PATIENCE, &mut self.worker).await.is_err() {
+            self.worker.abort();
+            // Cancelled, as wanted.
+            let _ = (&mut self.worker).await;
+        }
     }
 
     /// Waits until nothing is under way any more, or `patience` has passed.
@@ -393,7 +410,8 @@ mod tests {
         let (jobs, reports) = (mpsc::unbounded_channel().0, mpsc::unbounded_channel().1);
         let progress = watch::Sender::new(Drains { ended: 0, committed: 0, parked: false }).subscribe();
         let kick = Arc::new(Notify::new());
-        (Uploads { jobs, reports, pending: pending.clone(), progress, kick }, pending)
+        let worker = tokio::spawn(async {});
+        (Uploads { jobs, reports, pending: pending.clone(), progress, kick, worker }, pending)
     }
 
     #[tokio::test]
@@ -410,5 +428,27 @@ mod tests {
         assert!(!settled(&uploads).await && uploads.pending() == 0, "a draft is no dump in memory");
         pending.send_replace(Pending::default());
         assert!(settled(&uploads).await);
+    }
+    #[tokio::test]
+    async fn stopped_uploads_are_through_with_what_they_did_and_begin_nothing() {
+        let (mut uploads, _pending) = uploads();
+        let (jobs, mut inbox) = mpsc::unbounded_channel::<Job>();
+        let (going, goes) = (Arc::new(Notify::new()), watch::Sender::new(false));
+        let (proceed, ended) = (Arc::clone(&going), goes.clone());
+        uploads.jobs = jobs;
+        uploads.worker = tokio::spawn(async move {
+            proceed.notified().await;
+            while inbox.recv().await.is_some() {}
+            ended.send_replace(true);
+        });
+        let mut watched = goes.subscribe();
+        let stop = uploads.stop();
+        tokio::pin!(stop);
+        assert!(tokio::time::timeout(Duration::from_millis(20), &mut stop).await.is_err(), "an upload is under way");
+        going.notify_one();
+        stop.await;
+        assert!(*watched.borrow_and_update(), "it was cut off");
+        goes.send_replace(false);
+        uploads.jobs.closed().await;
     }
 }

@@ -28,6 +28,11 @@ impl Cgroup {
         Self { dirs: path.map(|path| directories(&path, &mountinfo)).unwrap_or_default() }
     }
 
+    /// True when it is not known which group it would be: then nobody can be looked for.
+    pub fn is_unknown(&self) -> bool {
+        self.dirs.is_empty()
+    }
+
     /// Everybody in it, or below.
     pub fn processes(&self) -> Vec<i32> {
         let mut found = Vec::new();
@@ -47,6 +52,10 @@ impl Cgroup {
     pub fn remove(&self, timeout: Duration) -> io::Result<()> {
         let deadline = Instant::now() + timeout;
         loop {
+            for dir in &self.dirs {
+                // Where the kernel has it: all at once, also those that are just being forked.
+                let _ = fs::write(dir.join("cgroup.kill"), "1");
+            }
             for pid in self.processes() {
                 // It may have ended since; who has not is found in the next round.
                 let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);

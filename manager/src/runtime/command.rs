@@ -1,7 +1,6 @@
 //! Running a program to its end, within a time.
 
 use std::{
-    ffi::OsStr,
     fs::File,
     io::{self, Read, Seek},
     os::fd::OwnedFd,
@@ -32,14 +31,8 @@ pub(crate) enum Output {
 }
 
 /// Runs it; `None` when it had not ended after `timeout` and was killed with its process group.
-pub(crate) fn run(
-    program: impl AsRef<OsStr>,
-    args: &[impl AsRef<OsStr>],
-    output: Output,
-    timeout: Duration,
-) -> io::Result<Option<Finished>> {
-    let mut command = Command::new(program);
-    command.args(args).stdin(Stdio::null()).process_group(0);
+pub(crate) fn run(mut command: Command, output: Output, timeout: Duration) -> io::Result<Option<Finished>> {
+    command.stdin(Stdio::null()).process_group(0);
     let captured = match output {
         Output::DevNull => None,
         Output::Captured => Some((memory_file()?, memory_file()?)),

@@ -16,6 +16,7 @@ mod cgroup;
 mod command;
 mod defaults;
 mod pidfd;
+mod resolv;
 mod rlimit;
 mod runc;
 #[cfg(test)]
@@ -23,6 +24,7 @@ mod tests;
 
 pub use bundle::{Bind, BundleError, BundleSpec, Process, Tmpfs, write_bundle};
 pub use pidfd::ExitWatch;
+pub use resolv::{Resolv, resolv_conf};
 pub use runc::{ContainerState, Runc, Runtime, RuntimeError, Status};
 pub(crate) use {
     command::{memory_file, text_of},

@@ -1,8 +1,10 @@
 //! The runtime as the manager uses it, and runc.
 
 use std::{
+    ffi::OsString,
     fs, io,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
@@ -33,6 +35,11 @@ pub enum RuntimeError {
     Busy { id: String, pids: Vec<i32> },
     #[error("container {id} ended while it was being started")]
     Ended { id: String },
+    #[error(
+        "processes {pids:?} of container {id} do not end though they were killed; one that waits for a device or a hung mount \
+         ends when that answers or goes"
+    )]
+    Alive { id: String, pids: Vec<i32> },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -81,13 +88,8 @@ pub trait Runtime: Send + Sync {
     /// `None` when the runtime does not know the container.
     fn state(&self, id: &str, timeout: Duration) -> Result<Option<ContainerState>, RuntimeError>;
 
-    /// Sends a signal to the init process.
-    fn kill(&self, id: &str, signal: i32, timeout: Duration) -> Result<(), RuntimeError>;
-
     /// Kills what runs and removes the container's state and cgroup. A container it does not know is no error.
     fn delete(&self, id: &str, timeout: Duration) -> Result<(), RuntimeError>;
-
-    fn list(&self, timeout: Duration) -> Result<Vec<ContainerState>, RuntimeError>;
 }
 
 /// runc, called as a program.
@@ -109,15 +111,16 @@ impl Runc {
     }
 
     /// Takes a container away, and whatever a runtime that was killed half-way has left of it: processes in the cgroup of
-    /// its bundle, mounts, state.
+    /// its bundle, mounts, state. The runtime's refusal (of state it cannot read, say) is overcome by this and only logged.
     ///
     /// # Errors
-    /// As for [`Runtime::delete`].
+    /// [`RuntimeError::Alive`] when processes are left; the runtime's own error when the bundle does not say in which cgroup
+    /// to look for them.
     pub fn clear(&self, id: &str, bundle: &Path, timeout: Duration) -> Result<(), RuntimeError> {
         let cgroup = Cgroup::of_bundle(bundle);
-        self.delete(id, timeout)?;
-        self.remove_remains(id, &cgroup);
-        Ok(())
+        let deleted = self.delete(id, timeout);
+        let left = self.remove_remains(id, &cgroup);
+        cleared(id, deleted, left, cgroup.is_unknown())
     }
 
     /// Waits until no runtime works in this root any more. What a manager that was killed had begun ends by itself and is
@@ -163,14 +166,17 @@ impl Runc {
         output: Output,
         timeout: Duration,
     ) -> Result<String, RuntimeError> {
-        let log = LogFile::new(&self.root).map_err(|source| self.spawn_error(verb, id, source))?;
-        let mut all: Vec<std::ffi::OsString> = vec!["--root".into(), self.root.clone().into()];
+        let log =
+            LogFile::new(&self.root, &self.beside(".log")).map_err(|source| self.spawn_error(verb, id, source))?;
+        let mut all: Vec<OsString> = vec!["--root".into(), self.root.clone().into()];
         all.extend(["--log".into(), log.path.clone().into(), "--log-format".into(), "json".into()]);
-        if verb == "restore" && self.takes_criu_path() {
-            all.extend(["--criu".into(), self.criu.clone().into()]);
-        }
         all.extend(args.iter().map(Into::into));
-        let finished = command::run(&self.program, &all, output, timeout)
+        let mut command = std::process::Command::new(&self.program);
+        command.args(all);
+        if verb == "restore" {
+            command.env("PATH", self.path_to_criu().map_err(|source| self.spawn_error(verb, id, source))?);
+        }
+        let finished = command::run(command, output, timeout)
             .map_err(|source| self.spawn_error(verb, id, source))?
             .ok_or_else(|| RuntimeError::Timeout { program: self.program.clone(), verb, id: id.to_owned(), timeout })?;
         if finished.status.success() {
@@ -181,9 +187,32 @@ impl Runc {
         Err(RuntimeError::Failed { program: self.program.clone(), verb, id: id.to_owned(), message })
     }
 
-    /// runc 1.1 has `--criu`; later ones take `criu` from the PATH only.
-    fn takes_criu_path(&self) -> bool {
-        self.criu != Path::new("criu")
+    /// The PATH in which a runtime finds the CRIU that is configured, by the name `criu`: newer ones have no option for it.
+    fn path_to_criu(&self) -> io::Result<OsString> {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        if self.criu == Path::new("criu") {
+            return Ok(path);
+        }
+        let dir = self.beside(".criu");
+        fs::create_dir_all(&dir)?;
+        let link = dir.join("criu");
+        let found = std::env::split_paths(&path).map(|dir| dir.join(&self.criu)).find(|path| path.is_file());
+        let target = std::path::absolute(found.unwrap_or_else(|| self.criu.clone()))?;
+        if fs::read_link(&link).ok().as_ref() != Some(&target) {
+            static COUNT: AtomicU64 = AtomicU64::new(0);
+            // Renamed into place: another restore may be looking.
+            let new = dir.join(format!("new-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
+            std::os::unix::fs::symlink(&target, &new)?;
+            fs::rename(new, link)?;
+        }
+        std::env::join_paths([dir].into_iter().chain(std::env::split_paths(&path))).map_err(io::Error::other)
+    }
+
+    /// Beside the root, not in it: whatever is inside is taken for a container when a runtime lists them.
+    fn beside(&self, suffix: &str) -> PathBuf {
+        let mut dir = self.root.as_os_str().to_owned();
+        dir.push(suffix);
+        dir.into()
     }
 
     fn spawn_error(&self, verb: &'static str, id: &str, source: io::Error) -> RuntimeError {
@@ -225,16 +254,19 @@ impl Runc {
         if up.is_err() && !foreign {
             // The first error is the one to report; what the cleaning up may add says nothing about its cause.
             let _ = self.delete(id, CLEANING);
-            self.remove_remains(id, &cgroup);
+            let left = self.remove_remains(id, &cgroup);
+            if !left.is_empty() {
+                tracing::warn!(container = id, ?left, "processes of a failed start do not end");
+            }
         }
         up
     }
 
     /// Takes away what a runtime that failed or was killed half-way does not know of any more: processes in the cgroup,
-    /// the cgroup, the mount it restores into, its state.
-    fn remove_remains(&self, id: &str, cgroup: &Cgroup) {
+    /// the cgroup, the mount it restores into, its state. Who is still alive then.
+    fn remove_remains(&self, id: &str, cgroup: &Cgroup) -> Vec<i32> {
         if let Err(error) = cgroup.remove(CLEANING) {
-            tracing::warn!(container = id, %error, "a cgroup of a failed start is left");
+            tracing::warn!(container = id, %error, "a container's cgroup is left");
         }
         let state = self.root.join(id);
         // Mostly there is neither.
@@ -242,10 +274,11 @@ impl Runc {
         let _ = fs::remove_dir(state.join("criu-root"));
         match fs::remove_dir_all(&state) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(container = id, %error, "the runtime's state of a failed start is left");
+                tracing::warn!(container = id, %error, "the runtime's state of a container is left");
             }
             _ => {}
         }
+        cgroup.processes()
     }
 }
 
@@ -279,26 +312,29 @@ impl Runtime for Runc {
         }
     }
 
-    fn kill(&self, id: &str, signal: i32, timeout: Duration) -> Result<(), RuntimeError> {
-        self.call("kill", id, &["kill", id, &signal.to_string()], Output::Captured, timeout).map(drop)
-    }
-
     fn delete(&self, id: &str, timeout: Duration) -> Result<(), RuntimeError> {
         match self.call("delete", id, &["delete", "--force", id], Output::Captured, timeout) {
             Err(error) if !is_unknown(&error) => Err(error),
             _ => Ok(()),
         }
     }
+}
 
-    fn list(&self, timeout: Duration) -> Result<Vec<ContainerState>, RuntimeError> {
-        let answer = self.call("list", "all", &["list", "--format", "json"], Output::Captured, timeout)?;
-        // Without containers runc prints `null`.
-        let list: Option<Vec<ContainerState>> = serde_json::from_str(&answer).map_err(|_| RuntimeError::Answer {
-            program: self.program.clone(),
-            verb: "list",
-            answer: answer.clone(),
-        })?;
-        Ok(list.unwrap_or_default())
+/// What has become of a container that was to go: the runtime may complain, but only what lives is a failure.
+fn cleared(
+    id: &str,
+    deleted: Result<(), RuntimeError>,
+    left: Vec<i32>,
+    cgroup_is_unknown: bool,
+) -> Result<(), RuntimeError> {
+    match deleted {
+        _ if !left.is_empty() => Err(RuntimeError::Alive { id: id.to_owned(), pids: left }),
+        Err(error) if cgroup_is_unknown => Err(error),
+        Err(error) => {
+            tracing::warn!(container = id, error = crate::chain(&error), "cleared away without the runtime");
+            Ok(())
+        }
+        Ok(()) => Ok(()),
     }
 }
 
@@ -317,15 +353,10 @@ struct LogFile {
 }
 
 impl LogFile {
-    fn new(root: &Path) -> io::Result<Self> {
-        use std::sync::atomic::{AtomicU64, Ordering};
+    fn new(root: &Path, dir: &Path) -> io::Result<Self> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
-        // Beside the root, not in it: whatever is inside is taken for a container when runc lists them.
-        let mut dir = root.as_os_str().to_owned();
-        dir.push(".log");
-        let dir = PathBuf::from(dir);
         fs::create_dir_all(root)?;
-        fs::create_dir_all(&dir)?;
+        fs::create_dir_all(dir)?;
         let n = COUNT.fetch_add(1, Ordering::Relaxed);
         Ok(Self { path: dir.join(format!("{}-{n}", std::process::id())) })
     }
@@ -349,5 +380,25 @@ impl Drop for LogFile {
     fn drop(&mut self) {
         // Absent when runc logged nothing.
         let _ = fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_lives_is_a_failure() {
+        let refused = || Err(RuntimeError::Ended { id: "c".into() });
+        assert!(cleared("c", Ok(()), vec![], false).is_ok());
+        assert!(
+            cleared("c", refused(), vec![], false).is_ok(),
+            "nothing is left: the runtime's opinion does not matter"
+        );
+        assert!(matches!(cleared("c", refused(), vec![], true), Err(RuntimeError::Ended { .. })));
+        for deleted in [Ok(()), refused()] {
+            let error = cleared("c", deleted, vec![7], false).unwrap_err();
+            assert!(matches!(&error, RuntimeError::Alive { pids, .. } if pids == &[7]), "{error}");
+        }
     }
 }

@@ -115,14 +115,16 @@ fn what_the_host_cannot_give_is_refused_by_name() {
 #[test]
 fn a_program_is_given_its_time_and_no_more() {
     let long = Duration::from_secs(60);
-    let done = command::run("sh", &["-c", "echo out; echo err >&2; exit 3"], command::Output::Captured, long)
-        .unwrap()
-        .unwrap();
+    let shell = |script: &str| {
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", script]);
+        shell
+    };
+    let done = command::run(shell("echo out; echo err >&2; exit 3"), command::Output::Captured, long).unwrap().unwrap();
     assert_eq!((done.status.code(), done.stdout.trim(), done.stderr.trim()), (Some(3), "out", "err"));
     let started = std::time::Instant::now();
     // Its child would hold the test up if only the shell were killed.
-    let late =
-        command::run("sh", &["-c", "sleep 600 & wait"], command::Output::Captured, Duration::from_millis(200)).unwrap();
+    let late = command::run(shell("sleep 600 & wait"), command::Output::Captured, Duration::from_millis(200)).unwrap();
     assert!(late.is_none() && started.elapsed() < long);
 }
 
@@ -135,4 +137,61 @@ fn the_end_of_a_process_is_seen() {
     assert!(watch.wait(Duration::from_secs(60)).unwrap());
     child.wait().unwrap();
     assert_eq!(ExitWatch::new(child.id() as i32).unwrap_err().raw_os_error(), Some(libc::ESRCH));
+}
+
+fn script(dir: &std::path::Path, name: &str, text: &str) -> PathBuf {
+    use std::os::unix::fs::PermissionsExt;
+    let path = dir.join(name);
+    fs::write(&path, text).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+#[test]
+fn a_container_the_runtime_cannot_delete_is_cleared_away_all_the_same() {
+    let name = "a_container_the_runtime_cannot_delete_is_cleared_away_all_the_same";
+    let hierarchies = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(PathBuf::from);
+    let Some(hierarchy) = hierarchies.into_iter().find(|dir| dir.join("cgroup.controllers").exists()) else {
+        return println!("SKIPPED {name}: no cgroup v2 hierarchy");
+    };
+    let cgroup = hierarchy.join(format!("ha-rt-{}", std::process::id()));
+    if let Err(error) = fs::create_dir(&cgroup) {
+        return println!("SKIPPED {name}: no cgroup can be made: {error}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut spec = spec(&dir);
+    spec.cgroups_path = format!("/{}", cgroup.file_name().unwrap().to_str().unwrap());
+    write_bundle(&spec).unwrap();
+    let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+    fs::write(cgroup.join("cgroup.procs"), child.id().to_string()).unwrap();
+    let broken = script(dir.path(), "runtime", "#!/bin/sh\necho its state cannot be read >&2\nexit 1\n");
+    let root = dir.path().join("root");
+    fs::create_dir_all(root.join("c")).unwrap();
+    let cleared = Runc::new(broken, &root, "criu").clear("c", dir.path(), Duration::from_secs(60));
+    // Ours to reap; without it nothing here would end the test's child if clearing did not.
+    let _ = child.kill();
+    let status = child.wait().unwrap();
+    let gone = !cgroup.exists();
+    let _ = fs::remove_dir(&cgroup);
+    assert!(cleared.is_ok(), "{cleared:?}");
+    assert!(gone && !root.join("c").exists() && !status.success());
+}
+
+#[test]
+fn a_restore_uses_the_criu_that_is_configured() {
+    let dir = tempfile::tempdir().unwrap();
+    let criu = script(dir.path(), "criu-4.2", "#!/bin/sh\nexit 0\n");
+    let said = dir.path().join("said");
+    // The failure makes it be called again, to clean up.
+    let text = format!(
+        "#!/bin/sh\ncase \"$*\" in *' restore '*) readlink -f \"$(command -v criu)\"; echo \"$@\";; esac >>{}\nexit 1\n",
+        said.display()
+    );
+    let runtime = script(dir.path(), "runtime", &text);
+    let runc = Runc::new(runtime, dir.path().join("root"), &criu);
+    let long = Duration::from_secs(60);
+    runc.restore("c", dir.path(), dir.path(), dir.path(), long).unwrap_err();
+    let said = fs::read_to_string(&said).unwrap();
+    assert_eq!(said.lines().next(), fs::canonicalize(criu).unwrap().to_str(), "{said}");
+    assert!(!said.contains("--criu"), "newer runtimes do not know the option: {said}");
 }

@@ -48,12 +48,27 @@ pub enum CaptureError {
     TooDeep { path: PathBuf, limit: usize },
     #[error("{path:?} holds more than {limit} files, which is not captured")]
     TooMany { path: PathBuf, limit: usize },
+    #[error(
+        "the container's files are more than the {room} bytes there is room for in {path:?}: a copy and the packed snapshot lie \
+         there for a moment, and the container must not run out of room for it; make room, or keep data that need not be \
+         restored in a bind"
+    )]
+    NoRoom { room: u64, path: PathBuf },
     #[error("the files were not copied in time")]
     Cancelled,
     #[error("the capture's name {name:?} is not usable: it has to be one path component")]
     Name { name: String },
     #[error("the thread that copies the files panicked")]
     Panicked,
+}
+
+/// How much may be copied: as much again is packed at worst, and a tenth of what is free stays so, since the container's own
+/// files mostly are on the same file system.
+fn room(staging: &Path) -> Result<u64, CaptureError> {
+    let error = |source| CaptureError::Io { operation: "measure the room in", path: staging.to_owned(), source };
+    let room = nix::sys::statvfs::statvfs(staging).map_err(|errno| error(errno.into()))?;
+    let free = room.blocks_available().saturating_mul(room.fragment_size());
+    Ok((free - free / 10) / 2)
 }
 
 /// One directory to copy.
@@ -115,13 +130,19 @@ impl Capture {
             stop,
             report: CaptureReport::default(),
         };
+        let room = room(staging)?;
+        let mut left = room;
         for source in sources {
             if source.name.is_empty() || source.name.contains('/') || matches!(source.name.as_str(), "." | "..") {
                 return Err(CaptureError::Name { name: source.name.clone() });
             }
             let staged = staging.join(&source.name);
-            let mut walk = Walk::running(&capture.stop);
-            let node = walk.run(&source.path, &staged, None)?;
+            let mut walk = Walk::running(&capture.stop, left);
+            let node = walk.run(&source.path, &staged, None).map_err(|error| match error {
+                CaptureError::NoRoom { path, .. } => CaptureError::NoRoom { room, path },
+                other => other,
+            })?;
+            left = walk.room;
             capture.sources.push((source.clone(), staged, Some(node)));
         }
         capture.report.before = started.elapsed();

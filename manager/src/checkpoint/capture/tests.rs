@@ -306,3 +306,46 @@ fn too_deep_a_nesting_is_an_error_and_not_a_crash() {
     let error = std::thread::Builder::new().stack_size(STACK).spawn(capture).unwrap().join().unwrap().unwrap();
     assert!(matches!(error, CaptureError::TooDeep { .. }), "{error:?}");
 }
+
+/// A file system of its own, unmounted with the value.
+struct Small(PathBuf);
+
+impl Small {
+    fn mount(at: PathBuf, options: &str) -> Self {
+        fs::create_dir_all(&at).unwrap();
+        let flags = nix::mount::MsFlags::empty();
+        nix::mount::mount(Some("tmpfs"), &at, Some("tmpfs"), flags, Some(options)).unwrap();
+        Self(at)
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+#[test]
+fn a_copy_that_would_fill_the_disk_is_not_begun() {
+    if skipped("a_copy_that_would_fill_the_disk_is_not_begun") {
+        return;
+    }
+    let world = World::new();
+    let small = Small::mount(world.dir.path().join("small"), "size=4m");
+    let source = CaptureSource { name: "upper".into(), path: world.from(""), inside: "/".into() };
+    let begin = |name: &str| {
+        let staging = small.0.join(name);
+        fs::create_dir(&staging).unwrap();
+        Capture::begin(&[source.clone()], &staging, std::process::id() as i32, Arc::new(AtomicBool::new(false)))
+            .map(drop)
+    };
+    // Holes take no room.
+    fs::File::create(world.from("holes")).unwrap().set_len(1 << 30).unwrap();
+    fs::write(world.from("half"), vec![1; 1 << 20]).unwrap();
+    begin("fits").unwrap();
+    fs::remove_dir_all(small.0.join("fits")).unwrap();
+    // It would fit, but the packed snapshot not with it.
+    fs::write(world.from("more"), vec![2; 1 << 20]).unwrap();
+    let error = begin("too-much").unwrap_err();
+    assert!(matches!(&error, CaptureError::NoRoom { room, .. } if *room < 2 << 20), "{error}");
+}

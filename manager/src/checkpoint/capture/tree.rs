@@ -73,6 +73,8 @@ pub(super) struct Walk<'a> {
     linked: HashMap<(u64, u64), PathBuf>,
     staged_root: PathBuf,
     reflink: copy::Reflink,
+    /// Bytes that may still be copied.
+    pub room: u64,
     pub entries: usize,
     pub bytes: u64,
     pub copied_entries: u64,
@@ -88,13 +90,14 @@ struct Pair<'p> {
 }
 
 impl<'a> Walk<'a> {
-    pub fn running(stop: &'a AtomicBool) -> Self {
+    pub fn running(stop: &'a AtomicBool, room: u64) -> Self {
         Self {
             stop,
             frozen: None,
             linked: HashMap::new(),
             staged_root: PathBuf::new(),
             reflink: copy::Reflink::default(),
+            room,
             entries: 0,
             bytes: 0,
             copied_entries: 0,
@@ -104,7 +107,7 @@ impl<'a> Walk<'a> {
     }
 
     pub fn frozen(stop: &'a AtomicBool, racy_from: i128, hot: &'a Hot) -> Self {
-        Self { frozen: Some((racy_from, hot)), ..Self::running(stop) }
+        Self { frozen: Some((racy_from, hot)), ..Self::running(stop, u64::MAX) }
     }
 
     /// Makes `to` equal to `from`, given what an earlier walk put there.
@@ -232,6 +235,9 @@ impl<'a> Walk<'a> {
                 .map_err(|errno| self.error("link the copy of", path, errno.into()))?;
             return Ok(Some(Node { look, children: HashMap::new() }));
         }
+        let occupies = stat.st_blocks.unsigned_abs().saturating_mul(512);
+        let short = || CaptureError::NoRoom { room: self.room, path: self.staged_root.clone() };
+        self.room = self.room.checked_sub(occupies).ok_or_else(short)?;
         let copied = copy::entry(pair.from, pair.to, name, &stat, &mut self.reflink, self.stop)
             .map_err(|source| self.error("copy", path, source))?;
         self.copied_bytes += copied;

@@ -4,7 +4,7 @@ use std::{fs, path::Path, process::Stdio};
 
 use super::lab::{LONG, Lab, alone, run, skipped};
 use crate::{
-    checkpoint::{CPUINFO, CpuError, check_cpu},
+    checkpoint::{CpuError, cpu::CPUINFO},
     runtime::{Bind, Runtime, Tmpfs},
 };
 
@@ -142,10 +142,11 @@ fn the_images_say_on_which_cpu_they_were_made() {
     lab.client();
     let (images, _) = place.dump(pid);
     let cpuinfo = fs::read(images.images.join(CPUINFO)).unwrap();
-    check_cpu(Path::new("criu"), &cpuinfo, LONG).unwrap();
+    assert_eq!(cpuinfo, lab.dumper.cpuinfo(LONG).unwrap());
+    lab.dumper.check_cpu(&cpuinfo, LONG).unwrap();
     // A CPU with every feature there is: its capability words are the longest run of bytes in the message.
     let mut other = cpuinfo.clone();
     let middle = other.len() / 2;
     other[16..middle].fill(0xff);
-    assert!(matches!(check_cpu(Path::new("criu"), &other, LONG), Err(CpuError::Incompatible { .. })));
+    assert!(matches!(lab.dumper.check_cpu(&other, LONG), Err(CpuError::Incompatible { .. })));
 }

@@ -21,7 +21,7 @@ fn inotify_on_the_overlay_is_refused_by_name_and_on_a_volume_it_is_not() {
     client.ask("inotify /data");
     place.dump(pid);
     client.ask("inotify /srv");
-    let error = place.dump_with(&place.request(pid), &mut super::super::OpenGate).unwrap_err();
+    let error = place.dump_with(&place.request(pid), &mut super::lab::NoGate).unwrap_err();
     let DumpError::Obstacles(obstacles) = &error else { panic!("{error:?}") };
     println!("{error}");
     assert_eq!((obstacles.len(), obstacles[0].pid, obstacles[0].program.as_str()), (1, pid, "steady"));
@@ -82,6 +82,30 @@ fn large_deleted_files_are_dumped() {
     let mut there = lab.place();
     there.restore(&request);
     assert_eq!(lab.client().ask("incr"), "1");
+}
+
+#[test]
+fn a_file_that_has_lost_one_of_its_names_is_refused_by_name() {
+    if skipped("a_file_that_has_lost_one_of_its_names_is_refused_by_name") {
+        return;
+    }
+    let _alone = alone();
+    let lab = Lab::new();
+    let mut place = lab.place();
+    let pid = place.start();
+    let mut client = lab.client();
+    // One of two names of a file of its own; the only name of a file of the image.
+    for (ask, name) in [("half-removed /data/half", "/data/half"), ("removed /srv/lower-file", "/srv/lower-file")] {
+        client.ask(ask);
+        let error = place.dump_with(&place.request(pid), &mut super::lab::NoGate).unwrap_err();
+        let DumpError::Obstacles(obstacles) = &error else { panic!("{error:?}") };
+        println!("{error}");
+        assert!(obstacles.len() == 1 && obstacles[0].fd.is_some() && obstacles[0].what.contains(name), "{obstacles:?}");
+        client.ask("close");
+    }
+    // The only name of a file of its own: CRIU keeps the content.
+    client.ask("removed /data/mine");
+    place.dump(pid);
 }
 
 /// A python that does `setup`, says so, and waits; its obstacles.

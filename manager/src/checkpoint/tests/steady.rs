@@ -4,7 +4,7 @@
 //! of the crate.
 //!
 //! One line in, one line out, on port 7000: `incr`, `get`, `fill MIB`, `writer` (starts writing), `agree` (mismatches and
-//! rounds of the writer), `ghost BYTES`, `inotify PATH`, `uring`, `threads N`, `fork N`.
+//! rounds of the writer), `ghost BYTES`, `removed PATH`, `half-removed PATH`, `close`, `inotify PATH`, `uring`, `threads N`, `fork N`.
 
 use std::{
     fs::{File, OpenOptions},
@@ -77,6 +77,20 @@ fn answer(line: &str) -> String {
             file.write_all_at(&vec![7; number], 0).unwrap();
             std::fs::remove_file("/srv/ghost").unwrap();
             FILES.lock().unwrap().push(file);
+            "ok".into()
+        }
+        "removed" | "half-removed" => {
+            // Written to, a file of the image would become one of the container's own.
+            let made = File::open(rest).or_else(|_| File::create(rest)).unwrap();
+            if verb == "half-removed" {
+                std::fs::hard_link(rest, format!("{rest}-other")).unwrap();
+            }
+            std::fs::remove_file(rest).unwrap();
+            FILES.lock().unwrap().push(made);
+            "ok".into()
+        }
+        "close" => {
+            FILES.lock().unwrap().clear();
             "ok".into()
         }
         "inotify" => {

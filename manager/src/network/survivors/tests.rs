@@ -284,7 +284,7 @@ fn failover(network: &Network, client: &Attachment, address: &str) {
     assert_eq!(left(), 2, "only the kept ones are left");
     echo(&mut connect(client)).unwrap();
     drop(lab);
-    network.sweep(&[]).unwrap();
+    network.sweep_all();
 }
 
 /// What the others are spared; also the proof that they could fail.
@@ -309,7 +309,7 @@ fn without_the_job_a_connection_that_moved_on_hangs() {
     moved.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
     assert_eq!(echo(&mut moved).unwrap_err().kind(), ErrorKind::WouldBlock);
     drop(lab);
-    network.sweep(&[]).unwrap();
+    network.sweep_all();
 }
 
 #[test]
@@ -351,7 +351,7 @@ fn many_connections_are_decided_while_the_restore_runs() {
         }
     }
     drop(lab);
-    network.sweep(&[]).unwrap();
+    network.sweep_all();
 }
 
 #[test]
@@ -382,7 +382,7 @@ fn a_silent_peer_holds_nothing_up_for_long_and_a_cancelled_job_ends() {
     drop(start(SurvivorLimits::default()));
     eventually("the end of the cancelled job", || !run("ip -d link show ha0").contains("promiscuity 1"));
     drop(lab);
-    network.sweep(&[]).unwrap();
+    network.sweep_all();
 }
 
 #[test]
@@ -397,7 +397,7 @@ fn without_images_peers_or_sockets_there_is_nothing_to_do() {
     assert_eq!(kill_tcp(nowhere, |_| true).unwrap(), 0);
     let server = attached(&network, "server", 2);
     assert_eq!(kill_tcp(&server.netns, |_| true).unwrap(), 0);
-    network.sweep(&[]).unwrap();
+    network.sweep_all();
 }
 
 #[test]
@@ -411,5 +411,5 @@ fn killing_ends_the_chosen_connections_only() {
     assert!(first.server.read(&mut [0; 1]).is_err());
     assert_eq!(first.client.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
     crate::network::testing::exchange(&mut second.client, &mut second.server).unwrap();
-    network.sweep(&[]).unwrap();
+    network.sweep_all();
 }
