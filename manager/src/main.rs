@@ -1,6 +1,6 @@
 //! `ha-manager`: the daemon (`run`) and the command line that speaks with it.
 
-use std::{io::IsTerminal, process::ExitCode};
+use std::{io::IsTerminal, process::ExitCode, time::Duration};
 
 use clap::Parser;
 use ha_manager::{
@@ -9,6 +9,9 @@ use ha_manager::{
     node,
 };
 use tracing_subscriber::EnvFilter;
+
+/// What is under way in the kernel when the manager ends is waited for this long.
+const LAST_CALLS: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -24,7 +27,10 @@ fn main() -> ExitCode {
         Command::Run(args) => {
             start_log(args.log.as_deref(), args.log_json);
             let outcome = NodeConfig::load(&args.config).map_err(anyhow::Error::from);
-            match outcome.and_then(|config| runtime.block_on(node::run(config))) {
+            let outcome = outcome.and_then(|config| runtime.block_on(node::run(config)));
+            // A call to a store that hangs would be waited for without end.
+            runtime.shutdown_timeout(LAST_CALLS);
+            match outcome {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(err) => {
                     eprintln!("ha-manager: {err:#}");
