@@ -132,6 +132,29 @@ fn a_store_that_hangs_is_noticed_and_does_not_hang_the_container() {
 }
 
 #[test]
+fn a_manager_is_stopped_while_its_store_hangs_and_the_next_one_commits_what_waits() {
+    let name = "a_manager_is_stopped_while_its_store_hangs_and_the_next_one_commits_what_waits";
+    let Some((mut cluster, before)) = scene(name, 1, "", "1s") else { return };
+    first_commit(&cluster);
+    let record = cluster.lab.store().join(format!("owners/counter/{:020}", 2));
+    let since = SystemTime::now();
+    nix::unistd::mkfifo(&record, nix::sys::stat::Mode::S_IRUSR).unwrap();
+    cluster.wait_for_event("checkpoint.waiting", since, 1, PATIENCE).unwrap();
+    // Ends although a call of its hangs in the kernel.
+    cluster.members[0].stop_manager(nix::sys::signal::Signal::SIGTERM).unwrap();
+    let waiting = drafts(&cluster);
+    assert!(!waiting.is_empty());
+    fs::remove_file(&record).unwrap();
+    let back = SystemTime::now();
+    cluster.members[0].start_manager().unwrap();
+    let caught_up = |cluster: &Cluster| committed_since(cluster, back).last() >= waiting.last();
+    cluster.wait("the queue to be committed", PATIENCE, caught_up).unwrap();
+    assert!(waiting.iter().all(|number| committed_since(&cluster, back).contains(number)));
+    assert_eq!(count(&cluster, 1).value, 1);
+    before.check_after_removal(&cluster);
+}
+
+#[test]
 fn the_queue_keeps_within_its_bound_and_the_newest_state_stays() {
     let name = "the_queue_keeps_within_its_bound_and_the_newest_state_stays";
     let Some((cluster, before)) = scene(name, 1, "checkpoint.queue_max_bytes = \"100KiB\"", "1s") else { return };

@@ -102,7 +102,7 @@ async fn add_absent(node: &Node, reply: &mut StatusReply) {
             phase: "unknown".into(),
             state: state_name(content.spec.state).into(),
             image: content.spec.image.clone(),
-            notes: vec![absent_note(node, name, owner)],
+            notes: node.why_held(name).into_iter().chain([absent_note(node, name, owner)]).collect(),
             ..ContainerStatus::default()
         });
     }

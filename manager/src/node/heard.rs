@@ -18,12 +18,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde_json::json;
-
-use super::Node;
+use super::{Node, life::Look};
 use crate::{
     network::{self, ConflictKind},
-    ownership,
     spec::{ContainerName, NodeName},
     store::apps::{self, AppContent},
 };
@@ -38,20 +35,18 @@ pub(super) struct Heard(Mutex<HashMap<ContainerName, Found>>);
 struct Found {
     at: Instant,
     answers: bool,
-    /// The hold was reported: once is enough.
-    said: bool,
 }
 
 impl Node {
     /// Asks the containers of a suspected node, so that the answers are there when it is held for dead.
     pub(super) async fn ask_containers_of(self: &Arc<Self>, suspect: &NodeName) {
-        let store = &self.ctx.store;
         // Without the store nothing is taken over either.
-        let (Ok(owners), Ok(apps)) = tokio::join!(ownership::all(store), apps::all(store)) else { return };
+        let (Ok(owners), Ok(apps)) = tokio::join!(self.look(Look::Suspect(suspect)), apps::all(&self.ctx.store)) else {
+            return;
+        };
         for (name, app) in apps {
             let Some(content) = app.ok().and_then(|app| app.content) else { continue };
-            let theirs = owners.get(&name).and_then(|owner| owner.as_ref().ok());
-            if theirs.is_some_and(|owner| owner.node == *suspect && !owner.released) {
+            if owners.get(&name).is_some_and(|owner| owner.node == *suspect && !owner.released) {
                 let node = Arc::clone(self);
                 tokio::spawn(async move { node.ask(&name, &content).await });
             }
@@ -66,11 +61,9 @@ impl Node {
             // An answer from before the death may have been the last one.
             None => self.ask(name, content).await,
         };
-        let said = self.heard.lock().get_mut(name).is_some_and(|found| std::mem::replace(&mut found.said, answers));
-        if answers && !said {
-            let text =
-                format!("not taken over: the manager of {owner} is silent, but the container answers at its address");
-            self.events().emit(Some(name), "takeover.held", &text, json!({"owner": owner}));
+        if answers {
+            let text = format!("the manager of {owner} is silent, but the container answers at its address");
+            self.hold(name, owner, "answers", &text);
         }
         answers
     }
@@ -89,9 +82,7 @@ impl Node {
             }
             Err(_) => false,
         };
-        let mut heard = self.heard.lock();
-        let said = heard.get(name).is_some_and(|found| found.said);
-        heard.insert(name.clone(), Found { at: Instant::now(), answers, said });
+        self.heard.lock().insert(name.clone(), Found { at: Instant::now(), answers });
         answers
     }
 }

@@ -13,14 +13,16 @@ mod claim;
 mod ctx;
 mod events;
 mod heard;
+mod life;
 mod lock;
+mod signs;
 mod startup;
 mod takeover;
 mod uplink;
 mod watch;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -52,6 +54,8 @@ pub struct Node {
     problems: Mutex<Vec<String>>,
     uplink: uplink::Uplink,
     heard: heard::Heard,
+    lives: life::Lives,
+    holds: Mutex<BTreeMap<ContainerName, life::Hold>>,
 }
 
 impl Node {

@@ -13,7 +13,7 @@ use chrono::Utc;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{AgentBinary, Ctx, EventLog, Node, heard::Heard, lock::StateLock, uplink::Uplink, watch};
+use super::{AgentBinary, Ctx, EventLog, Node, heard::Heard, life::Lives, lock::StateLock, uplink::Uplink, watch};
 use crate::{
     api,
     checkpoint::{Dumper, Swrk},
@@ -70,8 +70,9 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     events.emit(None, "node.started", "the manager is running", detail);
     let ctx = Arc::new(Ctx { config, store, network, runtime, dumper, agent, events, membership, versions });
     let uplink = Uplink::new(ctx.config.network.uplink.as_deref());
-    let node =
-        Arc::new(Node { ctx, actors: Mutex::default(), problems: Mutex::default(), uplink, heard: Heard::default() });
+    let (actors, problems, holds) = (Mutex::default(), Mutex::default(), Mutex::default());
+    let (heard, lives) = (Heard::default(), Lives::default());
+    let node = Arc::new(Node { ctx, actors, problems, uplink, heard, lives, holds });
 
     // Before peers and operators are answered: what they want of a container must not meet its leftovers being judged.
     node.adopt().await;

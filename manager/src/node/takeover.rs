@@ -1,7 +1,6 @@
 //! Becoming the owner: of what a dead node ran, of what this node ran before it was restarted, of what is handed over.
 
 use std::{
-    collections::BTreeMap,
     fs,
     sync::Arc,
     time::{Duration, Instant},
@@ -10,7 +9,10 @@ use std::{
 use serde_json::json;
 use tokio::sync::oneshot;
 
-use super::Node;
+use super::{
+    Node,
+    life::{Look, Owners},
+};
 use crate::{
     membership::Liveness,
     ownership::{self, Claim, Claimant, Owner},
@@ -26,28 +28,21 @@ const STAGGER: Duration = Duration::from_millis(700);
 impl Node {
     /// Takes over what a node ran that is held for dead, as far as it is this node's turn.
     pub(super) async fn peer_died(self: &Arc<Self>, dead: &NodeName) {
-        let owners = match ownership::all(&self.ctx.store).await {
+        let owners = match self.look(Look::Dead(dead)).await {
             Ok(owners) => owners,
             Err(error) => {
-                // The regular scan of the store comes back to it.
+                // The regular look at the store comes back to it.
                 tracing::warn!(%dead, error = crate::chain(&error), "its containers cannot be looked up");
                 return;
             }
         };
-        let owners: BTreeMap<ContainerName, Owner> =
-            owners.into_iter().filter_map(|(name, owner)| Some((name, owner.ok()?))).collect();
         let theirs = owners.iter().filter(|(_, owner)| owner.node == *dead && !owner.released);
         let tries = theirs.map(|(name, owner)| self.consider(name, owner, &owners));
         futures_util::future::join_all(tries).await;
     }
 
     /// Takes a dead node's container over if its policy wants that and no better node does it first.
-    pub(super) async fn consider(
-        self: &Arc<Self>,
-        name: &ContainerName,
-        owner: &Owner,
-        owners: &BTreeMap<ContainerName, Owner>,
-    ) {
+    pub(super) async fn consider(self: &Arc<Self>, name: &ContainerName, owner: &Owner, owners: &Owners) {
         let began = Instant::now();
         let app = match apps::newest(&self.ctx.store, name).await {
             Ok(Some(app)) => app,
@@ -77,13 +72,17 @@ impl Node {
                 // It was heard again in the meantime.
                 return;
             }
+            if let Err(error) = self.look(Look::Regular).await {
+                tracing::warn!(container = %name, error = crate::chain(&error), "not taken over yet");
+                return;
+            }
         }
         // Asked after the wait too: a loss of the carrier is what peers are held for dead on.
         if let Some(why) = self.uplink.cut_off(Instant::now()) {
             tracing::info!(container = %name, why, "not taken over");
             return;
         }
-        if self.still_runs(name, content, &owner.node).await {
+        if self.held_by_life(name, &owner.node) || self.still_runs(name, content, &owner.node).await {
             return;
         }
         let why = format!("node {} is dead", owner.node);

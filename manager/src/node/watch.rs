@@ -9,11 +9,14 @@ use std::{
 use serde_json::json;
 use tokio::{sync::broadcast, task::JoinHandle};
 
-use super::Node;
+use super::{
+    Node,
+    life::{Look, keep_beating},
+};
 use crate::{
     image,
     membership::{Event, Liveness},
-    ownership::{self, Owner},
+    ownership::Owner,
     recovery::Command,
     spec::{ContainerName, ImageRecord, NodeName},
     store::{
@@ -56,8 +59,9 @@ pub fn start(node: Arc<Node>) -> Watching {
     // Subscribed here, not in the task: what happens in between must not be missed.
     let events = node.ctx.membership.subscribe();
     let peers = tokio::spawn(follow_peers(Arc::clone(&node), events));
+    let beats = tokio::spawn(keep_beating(Arc::clone(&node)));
     let store = tokio::spawn(follow_store(node));
-    Watching { tasks: vec![peers, store] }
+    Watching { tasks: vec![peers, beats, store] }
 }
 
 async fn follow_peers(node: Arc<Node>, mut events: broadcast::Receiver<Event>) {
@@ -132,15 +136,19 @@ async fn follow_store(node: Arc<Node>) {
 
 /// One look through the store: own containers that were taken over, containers of dead nodes, images needed one day.
 async fn scan(node: &Arc<Node>, seen: &mut Seen) -> Result<(), StoreError> {
-    let owners = ownership::all(&node.ctx.store).await?;
+    let owners = node.look(Look::Regular).await?;
     let apps = apps::all(&node.ctx.store).await?;
-    let owners: BTreeMap<ContainerName, Owner> =
-        owners.into_iter().filter_map(|(name, owner)| Some((name, owner.ok()?))).collect();
     for (name, owner) in &owners {
         node.check_deposed(name, owner).await;
     }
     let alive: BTreeMap<NodeName, Liveness> =
         node.ctx.membership.peers().into_iter().map(|peer| (peer.name, peer.liveness)).collect();
+    let started = seen.started;
+    let dead = |node: &NodeName| match alive.get(node) {
+        Some(liveness) => *liveness == Liveness::Dead,
+        None => started.elapsed() > STRANGER_GRACE,
+    };
+    node.release_holds(&owners, dead);
     for (name, app) in apps {
         let Ok(app @ App { content: Some(content), .. }) = &app else { continue };
         seen.prefetch.want(node, &content.image).await;
@@ -163,11 +171,7 @@ async fn scan(node: &Arc<Node>, seen: &mut Seen) -> Result<(), StoreError> {
             }
             continue;
         }
-        let dead = match alive.get(&owner.node) {
-            Some(liveness) => *liveness == Liveness::Dead,
-            None => seen.started.elapsed() > STRANGER_GRACE,
-        };
-        if dead {
+        if dead(&owner.node) {
             node.consider(&name, owner, &owners).await;
         }
     }

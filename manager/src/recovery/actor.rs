@@ -23,7 +23,7 @@ use super::{
     shipping::{Shipping, ShippingView},
     teardown::{self, Extent, TeardownError},
     unfit::Asked,
-    upload::{Report, Uploads},
+    upload::{Report, Setting, Uploads},
     view::{ContainerView, Phase, SharedView},
 };
 use crate::{
@@ -166,8 +166,15 @@ pub fn spawn(
     };
     let shipping = Shipping::start(Arc::clone(&ctx), name.clone(), place.clone(), owner.epoch);
     let log = shipping.view();
+    let setting = Setting {
+        store: ctx.store.clone(),
+        name: name.clone(),
+        queue: place.queue(),
+        compression_level: ctx.config.checkpoint.compression_level,
+        queue_max_bytes: ctx.config.checkpoint.queue_max_bytes,
+    };
     let actor = Actor {
-        uploads: Uploads::start(Arc::clone(&ctx), name.clone(), place.clone(), &owner, content.spec.keep),
+        uploads: Uploads::start(setting, &owner, content.spec.keep),
         shipping,
         agent_digest: ctx.agent.digest(),
         waited: None,

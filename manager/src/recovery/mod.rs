@@ -23,12 +23,14 @@
 
 mod actor;
 mod checkpoint;
+mod committer;
 mod handover;
 mod heed;
 mod launch;
 mod live;
 mod order;
 mod orders;
+mod packer;
 mod place;
 mod record;
 mod recover;

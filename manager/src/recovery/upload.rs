@@ -1,13 +1,19 @@
 //! What happens to a dump after the container runs again: packed, uploaded, committed, and the old ones pruned.
 //!
-//! One task per container, so that snapshots are committed in the order they were taken. A store that is away leaves drafts
-//! on this node, bounded by `checkpoint.queue_max_bytes`; they are committed when it is back.
+//! ```text
+//!   dump ──► Packer ──► draft on this node ──► Committer ──► store
+//!              │          bounded by              │
+//!              │      queue_max_bytes             └─ away or hung: drafts wait, tried again
+//!              └──────────────────────────────── goes on all the same
+//! ```
+//!
+//! The two go on beside each other: a store that hangs must not keep dumps in memory and checkpoints from being taken. Snapshots are
+//! committed in the order they were taken.
 
 use std::{
     collections::HashMap,
-    fs,
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -16,18 +22,25 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::{launch::blocking, place::Place};
+use super::{committer::Committer, launch::blocking, packer::Packer};
 use crate::{
-    node::Ctx,
-    ownership::{Owner, OwnershipError},
-    snapshot::{self, Manifest, PackOptions, PartSource, Pruned, Queue, SnapshotError, SnapshotMeta},
+    ownership::Owner,
+    snapshot::{Manifest, PartSource, Pruned, Queue, SnapshotError, SnapshotMeta},
     spec::{ContainerName, SnapshotId},
+    store::Store,
 };
 
-const FIRST_RETRY: Duration = Duration::from_millis(500);
 /// An upload under way when its container is removed may go on for so long.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
-const LONGEST_RETRY: Duration = Duration::from_secs(10);
+
+/// What is the same for all snapshots of a container on this node.
+pub(super) struct Setting {
+    pub store: Store,
+    pub name: ContainerName,
+    pub queue: PathBuf,
+    pub compression_level: i32,
+    pub queue_max_bytes: u64,
+}
 
 /// A dump to be made a snapshot.
 pub(super) struct Job {
@@ -75,7 +88,7 @@ pub(super) struct Timing {
 pub(super) struct Uploads {
     jobs: mpsc::UnboundedSender<Job>,
     reports: mpsc::UnboundedReceiver<Report>,
-    pending: watch::Sender<Pending>,
+    shared: Arc<Shared>,
     progress: watch::Receiver<Drains>,
     kick: Arc<Notify>,
     worker: JoinHandle<()>,
@@ -83,58 +96,82 @@ pub(super) struct Uploads {
 
 /// What is under way. Drafts that wait for a store that is away are not: they are safe on this node's disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Pending {
+pub(super) struct Pending {
     /// Dumps in memory that are neither packed nor given up.
-    dumps: usize,
-    /// Drafts are on their way to the store.
-    uploading: bool,
+    pub dumps: usize,
+    /// Drafts that were packed, counted.
+    pub packed: u64,
+    /// How many of them were there when all that was there had last been brought into the store, or left to wait.
+    pub drained: u64,
+}
+
+impl Pending {
+    fn nothing(&self) -> bool {
+        self.dumps == 0 && self.packed == self.drained
+    }
 }
 
 /// How far the drafts on this node's disk are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Drains {
+pub(super) struct Drains {
     /// Attempts to bring them all into the store.
-    ended: u64,
-    committed: u64,
+    pub ended: u64,
+    pub committed: u64,
     /// Some are left: the store was away.
-    parked: bool,
+    pub parked: bool,
+}
+
+/// What the two tasks have in common.
+pub(super) struct Shared {
+    pub setting: Setting,
+    pub outbox: mpsc::UnboundedSender<Report>,
+    pub pending: watch::Sender<Pending>,
+    drafts: Mutex<Drafts>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Drafts {
+    pub timings: HashMap<SnapshotId, (Instant, Duration)>,
+    pub keep: u32,
+    /// On its way to the store: not to be dropped for want of room.
+    pub uploading: Option<SnapshotId>,
+}
+
+impl Shared {
+    /// Never held for longer than the queue's directory takes.
+    pub fn drafts(&self) -> MutexGuard<'_, Drafts> {
+        self.drafts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn report(&self, report: Report) {
+        // Nobody listens only when the actor has ended.
+        let _ = self.outbox.send(report);
+    }
 }
 
 impl Uploads {
-    pub fn start(ctx: Arc<Ctx>, name: ContainerName, place: Place, owner: &Owner, keep: u32) -> Self {
+    pub fn start(setting: Setting, owner: &Owner, keep: u32) -> Self {
         // Unbounded by type, bounded by use: the actor pushes nothing while `pending` is at its limit, and each push makes at
         // most a few reports.
         let (jobs, inbox) = mpsc::unbounded_channel();
         let (outbox, reports) = mpsc::unbounded_channel();
-        let pending = watch::Sender::new(Pending::default());
-        // Until the worker has looked there may be some of an earlier manager.
+        // Until the committer has looked there may be some of an earlier manager.
         let drains = watch::Sender::new(Drains { ended: 0, committed: 0, parked: true });
         let (progress, kick) = (drains.subscribe(), Arc::new(Notify::new()));
-        let worker = Worker {
-            ctx,
-            name,
-            place,
-            outbox,
-            pending: pending.clone(),
-            drains,
-            kick: Arc::clone(&kick),
-            timings: HashMap::new(),
-            keep,
-            retry: None,
-            said_waiting: None,
-        };
-        let worker = tokio::spawn(worker.run(inbox, owner.clone()));
-        Self { jobs, reports, pending, progress, kick, worker }
+        let drafts = Mutex::new(Drafts { keep, ..Drafts::default() });
+        let shared = Arc::new(Shared { setting, outbox, pending: watch::Sender::default(), drafts });
+        let worker = tokio::spawn(run(Arc::clone(&shared), inbox, drains, Arc::clone(&kick), owner.clone()));
+        Self { jobs, reports, shared, progress, kick, worker }
     }
 
     /// Dumps in memory that are neither packed nor given up.
     pub fn pending(&self) -> usize {
-        self.pending.borrow().dumps
+        self.shared.pending.borrow().dumps
     }
 
     pub fn push(&self, job: Job) {
-        self.pending.send_modify(|pending| pending.dumps += 1);
-        // The worker lives as long as the sender does.
+        self.shared.pending.send_modify(|pending| pending.dumps += 1);
+        // The packer lives as long as the sender does.
         let _ = self.jobs.send(job);
     }
 
@@ -172,283 +209,41 @@ impl Uploads {
 
     /// Waits until nothing is under way any more, or `patience` has passed.
     pub async fn settle(&self, patience: Duration) {
-        let mut pending = self.pending.subscribe();
+        let mut pending = self.shared.pending.subscribe();
         // Running out of patience is an answer: what is not committed by now is not waited for.
-        let _ = tokio::time::timeout(patience, pending.wait_for(|pending| *pending == Pending::default())).await;
+        let _ = tokio::time::timeout(patience, pending.wait_for(|pending| pending.nothing())).await;
     }
 }
 
-struct Retry {
-    at: Instant,
-    wait: Duration,
-    cause: String,
-}
-
-struct Worker {
-    ctx: Arc<Ctx>,
-    name: ContainerName,
-    place: Place,
-    outbox: mpsc::UnboundedSender<Report>,
-    pending: watch::Sender<Pending>,
+async fn run(
+    shared: Arc<Shared>,
+    inbox: mpsc::UnboundedReceiver<Job>,
     drains: watch::Sender<Drains>,
     kick: Arc<Notify>,
-    timings: HashMap<SnapshotId, (Instant, Duration)>,
-    keep: u32,
-    retry: Option<Retry>,
-    /// The newest snapshot that was reported to wait.
-    said_waiting: Option<SnapshotId>,
-}
-
-impl Worker {
-    async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Job>, owner: Owner) {
-        let dir = self.place.queue();
-        let opened = blocking(move || {
-            let queue = Queue::open(&dir)?;
-            // Drafts of an earlier epoch of this node: somebody else went on from there.
-            queue.drop_deposed(owner.epoch)?;
-            Ok::<_, SnapshotError>(queue)
-        })
-        .await;
-        let queue = match opened {
-            Ok(queue) => queue,
-            Err(error) => {
-                let cause = crate::chain(&error);
-                self.drains.send_modify(|drains| (drains.ended, drains.parked) = (1, false));
-                while let Some(job) = inbox.recv().await {
-                    let id = job.meta.id;
-                    self.discard(job).await;
-                    self.packed(false);
-                    self.report(Report::Failed { id, cause: cause.clone() });
-                }
-                return;
-            }
-        };
-        loop {
-            if self.drain(&queue).await.is_some() {
-                let parked = self.retry.is_some();
-                self.drains.send_modify(|drains| (drains.ended, drains.parked) = (drains.ended + 1, parked));
-            }
-            let retry = async {
-                match &self.retry {
-                    Some(retry) => tokio::time::sleep_until(retry.at.into()).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                job = inbox.recv() => match job {
-                    Some(job) => self.pack(&queue, job).await,
-                    None => return,
-                },
-                () = self.kick.notified() => self.retry = self.retry.take().map(|retry| Retry { at: Instant::now(), ..retry }),
-                () = retry => self.retry = self.retry.take().map(|retry| Retry { at: Instant::now(), ..retry }),
-            }
+    owner: Owner,
+) {
+    let dir = shared.setting.queue.clone();
+    let opened = blocking(move || {
+        let queue = Queue::open(&dir)?;
+        // Drafts of an earlier epoch of this node: somebody else went on from there.
+        queue.drop_deposed(owner.epoch)?;
+        Ok::<_, SnapshotError>(queue)
+    })
+    .await;
+    // Its end is the committer's, too.
+    let (packed, arrivals) = mpsc::channel(1);
+    match opened {
+        Ok(queue) => {
+            let committer = Committer::new(Arc::clone(&shared), queue.clone(), drains, kick);
+            let packer = Packer { shared, queue, packed };
+            tokio::join!(packer.run(inbox), committer.run(arrivals));
         }
-    }
-
-    /// From here on the dump is a draft on this node's disk.
-    async fn pack(&mut self, queue: &Queue, job: Job) {
-        let id = job.meta.id;
-        self.keep = job.keep;
-        let options =
-            PackOptions { level: Some(self.ctx.config.checkpoint.compression_level), ..PackOptions::default() };
-        let max = self.ctx.config.checkpoint.queue_max_bytes;
-        let (packing, meta, parts) = (queue.clone(), job.meta.clone(), job.parts.clone());
-        let packed = blocking(move || {
-            snapshot::pack(&packing, meta, &parts, &options)?;
-            packing.enforce(max)
-        })
-        .await;
-        let timing = (job.frozen_at, job.wall);
-        self.discard(job).await;
-        self.packed(packed.is_ok());
-        match packed {
-            Ok(dropped) => {
-                self.timings.insert(id, timing);
-                for id in dropped {
-                    self.timings.remove(&id);
-                    let cause = "dropped: the queue of drafts was full and newer ones are in it".into();
-                    self.report(Report::Failed { id, cause });
-                }
-            }
-            Err(error) => self.report(Report::Failed { id, cause: crate::chain(&error) }),
+        Err(error) => {
+            drains.send_modify(|drains| (drains.ended, drains.parked) = (1, false));
+            Packer::refuse(&shared, inbox, &crate::chain(&error)).await;
         }
-    }
-
-    /// Uploads what waits, oldest first, until it is all there or the store is away. `None`: it is too early to try again.
-    async fn drain(&mut self, queue: &Queue) -> Option<()> {
-        if let Some(retry) = self.retry.as_ref().filter(|retry| Instant::now() < retry.at) {
-            let cause = retry.cause.clone();
-            self.park(queue, cause).await;
-            return None;
-        }
-        self.pending.send_modify(|pending| pending.uploading = true);
-        while let Some(id) = self.list(queue).await.first().copied() {
-            match self.commit(queue, id).await {
-                Ok(report) => {
-                    self.retry = None;
-                    self.drains.send_modify(|drains| drains.committed += 1);
-                    self.remove(queue, id).await;
-                    self.report(report);
-                    blocking(give_back_memory).await;
-                }
-                Err(error) if error.is_retryable() => {
-                    let wait = self.retry.as_ref().map_or(FIRST_RETRY, |retry| (retry.wait * 2).min(LONGEST_RETRY));
-                    let cause = crate::chain(&error);
-                    self.retry = Some(Retry { at: Instant::now() + wait, wait, cause: cause.clone() });
-                    self.park(queue, cause).await;
-                    return Some(());
-                }
-                Err(error) => {
-                    self.remove(queue, id).await;
-                    let cause = crate::chain(&error);
-                    self.timings.remove(&id);
-                    self.report(match error {
-                        SnapshotError::Ownership { source, .. } => match *source {
-                            OwnershipError::Deposed { by, .. } => Report::Deposed { id, by: *by },
-                            _ => Report::Failed { id, cause },
-                        },
-                        _ => Report::Failed { id, cause },
-                    });
-                }
-            }
-        }
-        self.retry = None;
-        self.pending.send_modify(|pending| pending.uploading = false);
-        Some(())
-    }
-
-    /// The store is away: what is in the queue stays there for now. Said once of each snapshot, for somebody may wait for it.
-    async fn park(&mut self, queue: &Queue, cause: String) {
-        for id in self.list(queue).await {
-            if self.said_waiting.is_none_or(|said| id > said) {
-                self.said_waiting = Some(id);
-                self.report(Report::Waiting { id, cause: cause.clone() });
-            }
-        }
-        self.pending.send_modify(|pending| pending.uploading = false);
-    }
-
-    /// One dump is no longer in memory; `Pending` never says in between that nothing is under way.
-    fn packed(&self, uploading: bool) {
-        self.pending.send_modify(|pending| {
-            pending.dumps -= 1;
-            pending.uploading = uploading;
-        });
-    }
-
-    async fn commit(&mut self, queue: &Queue, id: SnapshotId) -> Result<Report, SnapshotError> {
-        let loading = queue.clone();
-        let draft = blocking(move || loading.load(id)).await?;
-        let manifest = snapshot::upload(&self.ctx.store, &draft, &|_| {}).await?;
-        let committed = Instant::now();
-        let timing = self.timings.remove(&id).map(|(frozen_at, wall)| Timing { frozen_at, wall, committed });
-        // The snapshot is safe; what is too many is removed now or after the next one.
-        let pruned = match snapshot::prune(&self.ctx.store, &self.name, self.keep, id.epoch).await {
-            Ok(pruned) => pruned,
-            Err(error) => {
-                tracing::warn!(container = %self.name, error = crate::chain(&error), "old snapshots could not be removed");
-                Pruned::default()
-            }
-        };
-        Ok(Report::Committed { manifest: Box::new(manifest), timing, pruned })
-    }
-
-    /// The drafts, oldest first.
-    async fn list(&self, queue: &Queue) -> Vec<SnapshotId> {
-        let queue = queue.clone();
-        blocking(move || queue.list()).await.unwrap_or_else(|error| {
-            tracing::warn!(container = %self.name, error = crate::chain(&error), "the drafts cannot be listed");
-            Vec::new()
-        })
-    }
-
-    async fn remove(&self, queue: &Queue, id: SnapshotId) {
-        let queue = queue.clone();
-        if let Err(error) = blocking(move || queue.remove(id)).await {
-            tracing::warn!(container = %self.name, error = crate::chain(&error), "a draft could not be removed");
-        }
-    }
-
-    /// The images and the captured files of a dump, in memory and on disk.
-    async fn discard(&self, job: Job) {
-        let name = self.name.clone();
-        blocking(move || {
-            for dir in job.parts.iter().map(|part| &part.dir).chain([&job.staging]) {
-                match fs::remove_dir_all(dir) {
-                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                        tracing::warn!(container = %name, %error, "{} could not be removed", dir.display());
-                    }
-                    _ => {}
-                }
-            }
-        })
-        .await;
-    }
-
-    fn report(&self, report: Report) {
-        // Nobody listens only when the actor has ended.
-        let _ = self.outbox.send(report);
-    }
-}
-
-/// The buffers of a snapshot are large and, between checkpoints, in nobody's use; the allocator would keep them resident.
-fn give_back_memory() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: takes no pointer and may be called at any time, from any thread; the allocator locks itself.
-    #[allow(unsafe_code)]
-    unsafe {
-        libc::malloc_trim(0);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn uploads() -> (Uploads, watch::Sender<Pending>) {
-        let pending = watch::Sender::new(Pending::default());
-        let (jobs, reports) = (mpsc::unbounded_channel().0, mpsc::unbounded_channel().1);
-        let progress = watch::Sender::new(Drains { ended: 0, committed: 0, parked: false }).subscribe();
-        let kick = Arc::new(Notify::new());
-        let worker = tokio::spawn(async {});
-        (Uploads { jobs, reports, pending: pending.clone(), progress, kick, worker }, pending)
-    }
-
-    #[tokio::test]
-    async fn settling_waits_for_dumps_and_for_drafts_on_their_way() {
-        let (uploads, pending) = uploads();
-        let settled = async |uploads: &Uploads| {
-            let long = Duration::from_secs(60);
-            tokio::time::timeout(Duration::from_millis(20), uploads.settle(long)).await.is_ok()
-        };
-        assert!(settled(&uploads).await);
-        pending.send_modify(|pending| pending.dumps = 1);
-        assert!(!settled(&uploads).await && uploads.pending() == 1);
-        pending.send_replace(Pending { dumps: 0, uploading: true });
-        assert!(!settled(&uploads).await && uploads.pending() == 0, "a draft is no dump in memory");
-        pending.send_replace(Pending::default());
-        assert!(settled(&uploads).await);
-    }
-    #[tokio::test]
-    async fn stopped_uploads_are_through_with_what_they_did_and_begin_nothing() {
-        let (mut uploads, _pending) = uploads();
-        let (jobs, mut inbox) = mpsc::unbounded_channel::<Job>();
-        let (going, goes) = (Arc::new(Notify::new()), watch::Sender::new(false));
-        let (proceed, ended) = (Arc::clone(&going), goes.clone());
-        uploads.jobs = jobs;
-        uploads.worker = tokio::spawn(async move {
-            proceed.notified().await;
-            while inbox.recv().await.is_some() {}
-            ended.send_replace(true);
-        });
-        let mut watched = goes.subscribe();
-        let stop = uploads.stop();
-        tokio::pin!(stop);
-        assert!(tokio::time::timeout(Duration::from_millis(20), &mut stop).await.is_err(), "an upload is under way");
-        going.notify_one();
-        stop.await;
-        assert!(*watched.borrow_and_update(), "it was cut off");
-        goes.send_replace(false);
-        uploads.jobs.closed().await;
-    }
-}
+mod tests;

@@ -3,7 +3,6 @@
 use std::{
     io::{self, Read},
     path::Path,
-    sync::atomic::{AtomicU64, Ordering},
 };
 
 use bytes::{Buf, Bytes};
@@ -100,12 +99,12 @@ pub async fn fetch(
 #[cfg(test)]
 pub async fn verify(store: &Store, manifest: &Manifest, progress: OnProgress<'_>) -> Result<(), SnapshotError> {
     let total = manifest.stored_bytes();
-    let done = AtomicU64::new(0);
+    let done = std::sync::atomic::AtomicU64::new(0);
     for part in &manifest.parts {
         let mut chunks = std::pin::pin!(chunks(store, manifest, part));
         while let Some(chunk) = chunks.next().await {
             let (len, _) = chunk?;
-            progress(Progress { done: done.fetch_add(len, Ordering::Relaxed) + len, total });
+            progress(Progress { done: done.fetch_add(len, std::sync::atomic::Ordering::Relaxed) + len, total });
         }
     }
     Ok(())

@@ -107,8 +107,8 @@ impl Queue {
         self.list()?.into_iter().map(|id| self.draft_size(id)).sum()
     }
 
-    /// Drops the oldest drafts until at most `max_bytes` are left, never the newest one, and says which.
-    pub fn enforce(&self, max_bytes: u64) -> Result<Vec<SnapshotId>, SnapshotError> {
+    /// Drops the oldest drafts until at most `max_bytes` are left, never the newest one nor `spare`, and says which.
+    pub fn enforce(&self, max_bytes: u64, spare: Option<SnapshotId>) -> Result<Vec<SnapshotId>, SnapshotError> {
         let ids = self.list()?;
         let sizes: Result<Vec<u64>, _> = ids.iter().map(|id| self.draft_size(*id)).collect();
         let sizes = sizes?;
@@ -117,6 +117,9 @@ impl Queue {
         for (id, size) in ids.iter().zip(&sizes).take(ids.len().saturating_sub(1)) {
             if total <= max_bytes {
                 break;
+            }
+            if Some(*id) == spare {
+                continue;
             }
             self.remove(*id)?;
             total -= size;

@@ -351,14 +351,14 @@ async fn the_queue_outlives_an_outage_and_drops_the_oldest() {
     let queue = Queue::open(&lab.path("queue")).unwrap();
     assert_eq!(queue.list().unwrap(), [id("e1-9"), id("e1-10"), id("e1-11")]);
     let one = queue.size().unwrap() / 3;
-    assert_eq!(queue.enforce(2 * one + 10).unwrap(), [id("e1-9")]);
+    assert_eq!(queue.enforce(2 * one + 10, None).unwrap(), [id("e1-9")]);
     for id in queue.list().unwrap() {
         upload(&lab.store, &queue.load(id).unwrap(), QUIET).await.unwrap();
         queue.remove(id).unwrap();
     }
     assert_eq!(list(&lab.store, &container()).await.unwrap(), [id("e1-11"), id("e1-10")]);
     lab.draft(id("e1-12"), &tree);
-    assert!(queue.enforce(0).unwrap().is_empty(), "the newest was dropped");
+    assert!(queue.enforce(0, None).unwrap().is_empty(), "the newest was dropped");
 }
 
 /// A file system of its own that is too small; gone when dropped.

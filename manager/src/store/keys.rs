@@ -10,12 +10,17 @@ pub const CLUSTER: &str = "cluster";
 pub const APPS: &str = "apps/";
 pub const OWNERS: &str = "owners/";
 pub const ADDRESSES: &str = "addresses/";
+pub const BEATS: &str = "beats/";
 pub const SNAPSHOTS: &str = "snapshots/";
 /// The last segment of a snapshot's commit.
 pub const MANIFEST: &str = "manifest";
 
 pub fn node(name: &NodeName) -> String {
     format!("nodes/{name}")
+}
+
+pub fn beat(node: &NodeName, number: u64) -> String {
+    format!("{BEATS}{node}/{number:020}")
 }
 
 /// `digest`: 64 hex digits of blake3.

@@ -15,6 +15,7 @@
 
 pub mod addresses;
 pub mod apps;
+pub mod beats;
 mod cluster;
 mod error;
 pub mod keys;

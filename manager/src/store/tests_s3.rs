@@ -122,6 +122,24 @@ async fn s3_keeps_the_contract() {
     let start = Instant::now();
     let error = store.get("cluster", 1000).await.unwrap_err();
     assert!(error.is_retryable() && start.elapsed() < Duration::from_secs(4), "{} {:?}", text(&error), start.elapsed());
+    // So does that of every other call: none may hang whoever makes it.
+    let bytes = Bytes::from_static(b"x");
+    let calls = async {
+        tokio::join!(
+            async { ("create", store.put_new("y", bytes.clone()).await.err()) },
+            async { ("write", store.put_bulk("y", bytes.clone()).await.err()) },
+            async { ("look at", store.head("cluster").await.err()) },
+            async { ("list", store.list("").await.err()) },
+            async { ("list names", store.list_dirs("").await.err()) },
+            async { ("delete", store.delete("y").await.err()) },
+            async { ("stream", store.put_stream("y", futures_util::stream::empty()).await.err()) },
+        )
+    };
+    let outcomes = tokio::time::timeout(Duration::from_secs(60), calls).await.unwrap();
+    for (call, error) in [outcomes.0, outcomes.1, outcomes.2, outcomes.3, outcomes.4, outcomes.5, outcomes.6] {
+        let error = error.unwrap_or_else(|| panic!("{call} succeeded"));
+        assert!(error.is_retryable(), "{call}: {}", text(&error));
+    }
     nix::sys::signal::kill(pid, nix::sys::signal::SIGCONT).unwrap();
     store.get("cluster", 1000).await.unwrap();
     // One that is gone refuses.
