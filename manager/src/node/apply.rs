@@ -150,9 +150,9 @@ impl Node {
             .map_err(|_| ApiError::Failed(format!("{name}: the start was given up; see `ha-manager events {name}`")))?
     }
 
-    /// True when nothing would be lost by beginning anew.
+    /// True when nothing would be lost by beginning anew. A snapshot that cannot be read here is one, too.
     async fn has_no_snapshot(&self, name: &ContainerName) -> Result<bool, ApiError> {
-        let known = crate::snapshot::list_valid(&self.ctx.store, name).await;
+        let known = crate::snapshot::list(&self.ctx.store, name).await;
         Ok(known.map_err(|error| ApiError::Unavailable(crate::chain(&error)))?.is_empty())
     }
 

@@ -33,7 +33,7 @@ mod tree_write;
 mod upload;
 
 pub use error::SnapshotError;
-pub use fetch::{fetch, list, list_valid, load_manifest, verify};
+pub use fetch::{fetch, list, list_valid, load_manifest, survey, verify};
 pub use manifest::{
     Chunk, Compression, Digest, HexBytes, MAX_CHUNK, MAX_MANIFEST, Manifest, NetworkIdentity, Part, PartName,
     SnapshotHealth, SnapshotKind, SnapshotMeta, VERSION, Versions,
