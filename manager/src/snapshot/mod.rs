@@ -26,6 +26,7 @@ mod queue;
 #[cfg(test)]
 mod race;
 mod retention;
+mod tar_guard;
 #[cfg(test)]
 mod tests;
 mod tree_read;
