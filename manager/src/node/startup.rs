@@ -13,7 +13,7 @@ use chrono::Utc;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{AgentBinary, Ctx, EventLog, Node, heard::Heard, lock::StateLock, uplink::Uplink, watch};
+use super::{AgentBinary, Ctx, EventLog, Node, heard::Heard, joined, lock::StateLock, uplink::Uplink, watch};
 use crate::{
     api,
     checkpoint::{Dumper, Swrk},
@@ -63,7 +63,18 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     let dumper = Dumper::new(&config.criu);
     let detail = json!({"version": env!("CARGO_PKG_VERSION"), "address": advertise, "criu": versions.criu});
     events.emit(None, "node.started", "the manager is running", detail);
-    let ctx = Arc::new(Ctx { config, store, network, runtime, dumper, agent, events, membership, versions });
+    let ctx = Arc::new(Ctx {
+        config,
+        store,
+        network,
+        runtime,
+        dumper,
+        agent,
+        events,
+        membership,
+        versions,
+
+    });
     let uplink = Uplink::new(ctx.config.network.uplink.as_deref());
     let node =
         Arc::new(Node { ctx, actors: Mutex::default(), problems: Mutex::default(), uplink, heard: Heard::default() });
@@ -91,7 +102,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
 async fn open_store(config: &NodeConfig) -> anyhow::Result<Store> {
     let url = config.store.as_str();
     let store = Store::open(url).await.with_context(|| format!("cannot open the store {url}"))?;
-    let info = store.init_or_join(&config.cluster).await?;
+    let info = joined::join(&store, config).await?;
     if info.created {
         tracing::info!(cluster = %config.cluster, "the store was empty: it is now this cluster's");
     }
@@ -154,6 +165,7 @@ async fn claim_name(store: &Store, config: &NodeConfig, boot: &Boot, address: &s
         node: config.node.clone(),
         nonce: machine_nonce(&config.state_dir)?,
         address: address.to_owned(),
+        bridge: config.network.address.map(|cidr| cidr.addr),
         at: Utc::now(),
     };
     let there = store.claim_node_name(&wanted).await?;
