@@ -39,9 +39,9 @@ mod tree;
 mod unpack;
 mod user;
 
-pub use blob::{BlobError, BlobStore, blob_key};
+pub use blob::{BlobError, BlobStore, KEPT_AT_LEAST, WRITTEN_ANEW_AFTER, blob_key};
 pub use classify::{Source, classify};
-pub use ensure::{ensure, missing, prune};
+pub use ensure::{clear, ensure, missing, prune, retire};
 pub use error::ImageError;
 pub use import::{ImportOptions, import};
 pub use limits::Limits;

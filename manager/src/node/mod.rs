@@ -18,6 +18,7 @@ mod joined;
 mod lock;
 mod startup;
 mod takeover;
+mod unused;
 mod uplink;
 mod watch;
 

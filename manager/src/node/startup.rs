@@ -73,7 +73,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         events,
         membership,
         versions,
-
+        mounting: Default::default(),
     });
     let uplink = Uplink::new(ctx.config.network.uplink.as_deref());
     let node =
