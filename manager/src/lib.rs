@@ -19,6 +19,15 @@ pub mod snapshot;
 pub mod spec;
 pub mod store;
 
+/// The beginning of a text, at most `max` bytes of it.
+pub fn cut(text: &str, max: usize) -> &str {
+    let mut end = max.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
 /// An error and its causes in one line: `cannot X: because Y: because Z`.
 pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();

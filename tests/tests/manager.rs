@@ -189,6 +189,48 @@ fn a_manager_that_cannot_reach_the_store_is_refused_and_its_containers_run_on() 
     before.check_after_removal(&cluster);
 }
 
+/// The store's directory without the store in it looks like a store where nobody owns anything.
+#[test]
+fn a_manager_before_an_empty_or_another_store_touches_no_container() {
+    let name = "a_manager_before_an_empty_or_another_store_touches_no_container";
+    let Some((mut cluster, before)) = scene(name, 1, "", common::NEVER) else { return };
+    let poller = poll(&cluster);
+    let disk = cluster.members[0].node.disk().to_owned();
+    let store = cluster.lab.store().display().to_string();
+    let elsewhere = |to: &str| {
+        let text = fs::read_to_string(disk.join("node.toml")).unwrap();
+        fs::create_dir_all(disk.join(to)).unwrap();
+        let config = disk.join(format!("{to}.toml"));
+        let url = format!("file://{}", disk.join(to).display());
+        fs::write(&config, text.replace(&format!("file://{store}"), &url)).unwrap();
+        config
+    };
+    cluster.members[0].stop_manager(Signal::SIGKILL).unwrap();
+    let said = refused(&cluster, &elsewhere("empty"));
+    assert!(said.contains("is empty") && said.contains("store-id"), "{said}");
+    assert_eq!(files(&disk.join("empty")), Vec::<String>::new());
+    let config = elsewhere("other");
+    let text = fs::read_to_string(Path::new(&store).join("cluster")).unwrap();
+    let id = text.split("\"id\":\"").nth(1).unwrap().split('"').next().unwrap();
+    fs::write(disk.join("other/cluster"), text.replace(id, "00000000-0000-0000-0000-000000000000")).unwrap();
+    let said = refused(&cluster, &config);
+    assert!(said.contains("not the one this node was in") && said.contains("store-id"), "{said}");
+
+    // Even where nobody knows better, a container that the store has never heard of is left alone.
+    let (owners, away) = (Path::new(&store).join("owners"), Path::new(&store).join("owners-away"));
+    fs::rename(&owners, &away).unwrap();
+    fs::remove_file(disk.join("state/store-id")).unwrap();
+    let since = SystemTime::now();
+    cluster.members[0].start_manager().unwrap();
+    cluster.wait_for_event("adopt.failed", since, 1, PATIENCE).unwrap();
+    unharmed(&cluster, &poller, "before the strange store");
+    fs::rename(&away, &owners).unwrap();
+    adopted(&cluster, since);
+    unharmed(&cluster, &poller, "with its store again");
+    poller.stop();
+    before.check_after_removal(&cluster);
+}
+
 /// Starts a manager on the first node that has to be refused, and returns what it says.
 fn refused(cluster: &Cluster, config: &Path) -> String {
     let mut command = cluster.members[0].cli_command().unwrap();

@@ -333,3 +333,26 @@ fn a_damaged_snapshot_is_refused_and_the_one_before_is_used() {
         before.check_after_removal(&cluster);
     }
 }
+
+/// What cannot be read is state all the same: the container does not begin anew over it, and nothing of it is deleted.
+#[test]
+fn a_container_whose_snapshots_cannot_be_read_is_not_begun_anew() {
+    let name = "a_container_whose_snapshots_cannot_be_read_is_not_begun_anew";
+    let Some((cluster, before)) = scene(name, 1, "", common::NEVER) else { return };
+    count(&cluster, 3);
+    checkpoint(&cluster);
+    let store = cluster.lab.store().join("snapshots/counter");
+    let there = files(&store);
+    for snapshot in &there {
+        damage("a flipped bit in the manifest", &store.join(snapshot));
+    }
+    let since = SystemTime::now();
+    kill_counter(&cluster, 0);
+    cluster.wait_for_event("recovery.exhausted", since, 1, PATIENCE).unwrap();
+    let compose = Workload::Counter.compose(common::NEVER).unwrap();
+    let refused = cluster.members[0].apply(&compose).unwrap_err().to_string();
+    assert!(refused.contains("--recreate"), "{refused}");
+    assert_eq!(files(&store), there);
+    assert_eq!(common::copies(&cluster), 0);
+    before.check_after_removal(&cluster);
+}

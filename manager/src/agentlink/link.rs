@@ -8,11 +8,12 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use ha_proto::agent::{
-    Check, Event, MAX_MESSAGE, Ping, QUIESCE_WAIT_MS, Quiesce, Reply, Request as Message, Status, Stop, request::Kind,
+    Check, Event, MAX_MESSAGE, Ping, QUIESCE_WAIT_MS, Quiesce, Reply, Request as Message, Status, Stop,
+    event::Kind as Happened, request::Kind,
 };
 use prost::Message as _;
 use tokio::{
@@ -28,6 +29,14 @@ use crate::spec::ContainerName;
 
 /// Events that wait for the node to read them; more wait in the socket, then in the agent.
 const QUEUE: usize = 256;
+
+/// Events that are taken at once, and how long it takes until there is room for one more. An agent sends fewer; what else is
+/// written into the socket waits there, and keeps nobody but its writer waiting.
+const BURST: u32 = 64;
+const PER_EVENT: Duration = Duration::from_millis(100);
+
+/// The agent's own limit on an event's text, in bytes.
+const TEXT_MAX: usize = 512;
 
 /// Added to a request's own duration.
 const MARGIN: Duration = Duration::from_secs(2);
@@ -50,10 +59,30 @@ struct Inner {
 }
 
 /// The newest event handed on, and of which incarnation.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Seen {
     incarnation: Vec<u8>,
     seq: u64,
+    pace: Pace,
+}
+
+/// Whether there is room for one more event: a bucket of [`BURST`], filled by one every [`PER_EVENT`].
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    /// When the bucket would be full.
+    full_at: Instant,
+}
+
+impl Pace {
+    /// How long to wait for room; zero when there is some.
+    fn wait(&self, now: Instant) -> Duration {
+        let behind = self.full_at.saturating_duration_since(now);
+        behind.saturating_sub(PER_EVENT * (BURST - 1))
+    }
+
+    fn take(&mut self, now: Instant) {
+        self.full_at = self.full_at.max(now) + PER_EVENT;
+    }
 }
 
 impl Seen {
@@ -63,14 +92,28 @@ impl Seen {
 
     /// Hands the event on unless it was before, or there is no room; the status will bring it again.
     fn hand_on(&mut self, event: Event, sender: &mpsc::Sender<Event>) {
-        if event.incarnation.len() > 64 || !self.is_new(&event) {
+        let now = Instant::now();
+        if event.incarnation.len() > 64 || !self.is_new(&event) || !self.pace.wait(now).is_zero() {
             return;
         }
         let (incarnation, seq) = (event.incarnation.clone(), event.seq);
-        if sender.try_send(event).is_ok() {
-            *self = Seen { incarnation, seq };
+        if sender.try_send(bounded(event)).is_ok() {
+            (self.incarnation, self.seq) = (incarnation, seq);
+            self.pace.take(now);
         }
     }
+}
+
+/// Anybody in the container can write an event, with any text.
+fn bounded(mut event: Event) -> Event {
+    if let Some(Happened::HealthChanged(change)) = &mut event.kind
+        && change.output.len() > TEXT_MAX
+    {
+        change.output.truncate(crate::cut(&change.output, TEXT_MAX).len());
+        // The room of what was cut goes, too.
+        change.output.shrink_to_fit();
+    }
+    event
 }
 
 impl Drop for Inner {
@@ -91,7 +134,8 @@ impl AgentLink {
         dir.remove(SOCKET)?;
         let socket = UnixDatagram::bind(dir.bind_path(SOCKET)).map_err(dir.error("bind", SOCKET))?;
         let (sender, receiver) = mpsc::channel(QUEUE);
-        let seen = Arc::new(Mutex::new(Seen::default()));
+        let seen =
+            Arc::new(Mutex::new(Seen { incarnation: Vec::new(), seq: 0, pace: Pace { full_at: Instant::now() } }));
         let listener = tokio::spawn(listen(socket, sender.clone(), Arc::clone(&seen), container.clone()));
         let nonce = AtomicU64::new(rand::random());
         let receiver = Mutex::new(Some(receiver));
@@ -225,6 +269,8 @@ async fn listen(socket: UnixDatagram, sender: mpsc::Sender<Event>, seen: Arc<Mut
                 // Room first: while the node does not read, the socket's own queue holds the agent back.
                 let Ok(permit) = sender.reserve().await else { return };
                 drop(permit);
+                let wait = lock(&seen).pace.wait(Instant::now());
+                time::sleep(wait).await;
                 lock(&seen).hand_on(event, &sender);
             }
             _ => tracing::debug!(%container, length, "a datagram that is no event was dropped"),

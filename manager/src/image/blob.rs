@@ -2,6 +2,8 @@
 
 use std::{future::Future, path::Path};
 
+use chrono::TimeDelta;
+
 use crate::store::{Store, StoreError};
 
 /// Why the store did not do it.
@@ -20,30 +22,35 @@ pub enum BlobError {
 
 /// The part of an object store that this room uses. Keys are relative paths such as `blobs/<blake3>`.
 pub trait BlobStore: Send + Sync {
-    /// Stores the file under `key` unless something is there. Returns whether it was stored now. An object appears
-    /// whole or not at all.
+    /// Stores the file under `key` unless an object of its size is there, and not one that may be removed as unused before
+    /// long. Returns whether it was stored now. An object appears whole or not at all.
     fn put_if_absent(&self, key: &str, file: &Path) -> impl Future<Output = Result<bool, BlobError>> + Send;
 
-    /// Writes the object to `file`, which it creates or truncates. Returns its size; refuses one above `max` bytes.
+    /// Writes the object to `file`, which must not exist. Returns its size; refuses one above `max` bytes.
     fn get_to_file(&self, key: &str, file: &Path, max: u64) -> impl Future<Output = Result<u64, BlobError>> + Send;
-
-    fn exists(&self, key: &str) -> impl Future<Output = Result<bool, BlobError>> + Send;
 }
+
+/// An object that an import finds in the store is written anew when it is older than this, so that nobody who just then looks
+/// for objects that are in no use takes it for one ([`KEPT_AT_LEAST`]).
+pub const WRITTEN_ANEW_AFTER: TimeDelta = TimeDelta::days(7);
+/// No object is removed before this age. Between this and the other age lies the time in which an import has to become a
+/// registered application.
+pub const KEPT_AT_LEAST: TimeDelta = TimeDelta::days(30);
 
 impl BlobStore for Store {
     async fn put_if_absent(&self, key: &str, file: &Path) -> Result<bool, BlobError> {
-        if self.head(key).await.map_err(from_store)?.is_some() {
-            return Ok(false);
+        if let Some(there) = self.stat(key).await.map_err(from_store)? {
+            let size = tokio::fs::metadata(file).await.map_err(|error| BlobError::Other(error.into()))?.len();
+            let now = self.clock().await.map_err(from_store)?;
+            if there.size == size && now - there.modified < WRITTEN_ANEW_AFTER {
+                return Ok(false);
+            }
         }
         self.put_file(key, file).await.map(|_| true).map_err(from_store)
     }
 
     async fn get_to_file(&self, key: &str, file: &Path, max: u64) -> Result<u64, BlobError> {
         Store::get_to_file(self, key, file, max).await.map(|received| received.size).map_err(from_store)
-    }
-
-    async fn exists(&self, key: &str) -> Result<bool, BlobError> {
-        self.head(key).await.map(|size| size.is_some()).map_err(from_store)
     }
 }
 
@@ -93,16 +100,15 @@ pub(crate) mod testing {
 
     impl BlobStore for DirStore {
         async fn put_if_absent(&self, key: &str, file: &Path) -> Result<bool, BlobError> {
+            let there = std::fs::metadata(self.dir.join(key)).ok().map(|meta| meta.len());
+            if there.is_some_and(|size| size == std::fs::metadata(file).unwrap().len()) {
+                return Ok(false);
+            }
             let temporary = tempfile::NamedTempFile::new_in(&self.dir).map_err(other)?;
             std::fs::copy(file, temporary.path()).map_err(other)?;
-            match std::fs::hard_link(temporary.path(), self.dir.join(key)) {
-                Ok(()) => {
-                    self.puts.fetch_add(1, Ordering::SeqCst);
-                    Ok(true)
-                }
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
-                Err(error) => Err(other(error)),
-            }
+            temporary.persist(self.dir.join(key)).map_err(|error| other(error.error))?;
+            self.puts.fetch_add(1, Ordering::SeqCst);
+            Ok(true)
         }
 
         async fn get_to_file(&self, key: &str, file: &Path, max: u64) -> Result<u64, BlobError> {
@@ -110,11 +116,8 @@ pub(crate) mod testing {
             if std::fs::metadata(self.dir.join(key)).map_err(other)?.len() > max {
                 return Err(BlobError::TooLarge { max });
             }
-            std::fs::copy(self.dir.join(key), file).map_err(other)
-        }
-
-        async fn exists(&self, key: &str) -> Result<bool, BlobError> {
-            self.dir.join(key).try_exists().map_err(other)
+            let mut to = std::fs::File::create_new(file).map_err(|error| BlobError::Other(error.into()))?;
+            std::io::copy(&mut std::fs::File::open(self.dir.join(key)).map_err(other)?, &mut to).map_err(other)
         }
     }
 }

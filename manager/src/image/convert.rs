@@ -24,6 +24,7 @@ use crate::spec::Layer;
 
 /// The overlay's mark on a directory that hides everything below it.
 pub const OPAQUE: &[u8] = b"trusted.overlay.opaque";
+const METADATA: &str = "bytes of names and attributes";
 const OVERLAY_XATTRS: &[u8] = b"trusted.overlay.";
 
 /// A directory that nothing says anything about.
@@ -34,6 +35,18 @@ const PLAIN_DIR: Meta = Meta { mode: 0o755, uid: 0, gid: 0, mtime: Mtime { sec: 
 #[derive(Debug, Default)]
 pub struct Below {
     dirs: BTreeMap<Vec<u8>, Meta>,
+}
+
+impl Below {
+    /// All layers' directories together may cost what one layer's names may.
+    fn check(&self, what: &str, limits: &Limits) -> Result<(), ImageError> {
+        let bytes: u64 = self.dirs.iter().map(|(path, meta)| path_cost(path) + meta_cost(meta)).sum();
+        if bytes > limits.metadata_bytes {
+            let (what, limit) = (format!("{what}, with those below it"), limits.metadata_bytes);
+            return Err(ImageError::Limit { what, limit, unit: METADATA });
+        }
+        Ok(())
+    }
 }
 
 #[derive(Debug)]
@@ -78,6 +91,7 @@ pub fn convert(blob: &LayerBlob, below: &mut Below, limits: &Limits, out: &Path)
         matches!(root, Some(PlannedKind::Dir(meta)) if below.dirs.get(&b""[..]).unwrap_or(&PLAIN_DIR) == meta);
     let empty = same_root && plan.entries.len() == 1 && plan.whiteouts.is_empty();
     plan.apply_to(below);
+    below.check(&blob.what, limits)?;
     Ok(Converted { layer, hides_all: plan.opaque.contains(&b""[..]), empty, notes: plan.notes })
 }
 
@@ -125,16 +139,9 @@ impl<'a> Plan<'a> {
 
     fn add(&mut self, entry: Entry) -> Result<(), ImageError> {
         let index = self.count;
-        self.count += 1;
-        self.bytes += cost(&entry);
-        for (over, limit, unit) in [
-            (self.count > self.limits.entries, self.limits.entries, "entries"),
-            (self.bytes > self.limits.metadata_bytes, self.limits.metadata_bytes, "bytes of names and attributes"),
-        ] {
-            if over {
-                return Err(ImageError::Limit { what: self.what.to_owned(), limit, unit });
-            }
-        }
+        let mut spent = Spent { count: self.count, bytes: self.bytes };
+        spent.add(cost(&entry), self.what, self.limits)?;
+        (self.count, self.bytes) = (spent.count, spent.bytes);
         if self.take_whiteout(&entry.path)? {
             return Ok(());
         }
@@ -208,12 +215,17 @@ impl<'a> Plan<'a> {
         }
         let mut implied: BTreeSet<Vec<u8>> = self.opaque.clone();
         implied.insert(Vec::new());
+        let mut spent = Spent { count: self.count, bytes: self.bytes };
         for path in self.entries.keys().chain(&self.whiteouts).chain(&self.opaque) {
             // From the nearest upwards, until one is known: what is above that is known too.
             for above in ancestors(path) {
-                if self.entries.contains_key(above) || !implied.insert(above.to_vec()) {
+                if self.entries.contains_key(above) || implied.contains(above) {
                     break;
                 }
+                // Here and below: a path of some thousand bytes can imply some thousand directories.
+                let attributes = below.dirs.get(above).map_or(0, meta_cost);
+                spent.add(2 * path_cost(above) + attributes, self.what, self.limits)?;
+                implied.insert(above.to_vec());
             }
         }
         for path in implied {
@@ -263,6 +275,28 @@ impl<'a> Plan<'a> {
     }
 }
 
+/// What a layer has cost up to now.
+struct Spent {
+    count: u64,
+    bytes: u64,
+}
+
+impl Spent {
+    fn add(&mut self, bytes: u64, what: &str, limits: &Limits) -> Result<(), ImageError> {
+        self.count += 1;
+        self.bytes += bytes;
+        for (over, limit, unit) in [
+            (self.count > limits.entries, limits.entries, "entries"),
+            (self.bytes > limits.metadata_bytes, limits.metadata_bytes, METADATA),
+        ] {
+            if over {
+                return Err(ImageError::Limit { what: what.to_owned(), limit, unit });
+            }
+        }
+        Ok(())
+    }
+}
+
 /// What a layer from outside may not carry because an overlay would take it for its own.
 pub fn check_storable(entry: &Entry) -> Result<(), EntryFault> {
     if let Some(name) = entry.meta.xattrs.keys().find(|name| name.starts_with(OVERLAY_XATTRS)) {
@@ -277,8 +311,15 @@ pub fn check_storable(entry: &Entry) -> Result<(), EntryFault> {
 /// What an entry costs in memory, roughly.
 pub fn cost(entry: &Entry) -> u64 {
     let link = if let Kind::Hardlink(target) | Kind::Symlink(target) = &entry.kind { target.len() } else { 0 };
-    let xattrs: usize = entry.meta.xattrs.iter().map(|(name, value)| name.len() + value.len() + 64).sum();
-    (entry.path.len() + link + xattrs + 64) as u64
+    path_cost(&entry.path) + meta_cost(&entry.meta) + link as u64
+}
+
+fn path_cost(path: &[u8]) -> u64 {
+    path.len() as u64 + 64
+}
+
+fn meta_cost(meta: &Meta) -> u64 {
+    meta.xattrs.iter().map(|(name, value)| (name.len() + value.len() + 64) as u64).sum()
 }
 
 /// The directories above a path, nearest first, the root last.

@@ -8,7 +8,7 @@
 //! ```
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     fs::{self, File},
     io::{self, Read},
     os::unix::fs::{MetadataExt, PermissionsExt},
@@ -94,6 +94,8 @@ async fn ensure_layer<S: BlobStore>(
     }
     progress(Event::Fetching { layer: number, layers, size_bytes: layer.size_bytes });
     let key = blob_key(&layer.digest);
+    // Whoever fetched it before was killed: nobody else has the lock.
+    remove_file(&paths.get)?;
     let found = store.get_to_file(&key, &paths.get, layer.size_bytes).await.map_err(|source| match source {
         BlobError::TooLarge { max } => too_large(&key, max),
         source => ImageError::Store { op: "fetch", key: key.clone(), source },
@@ -213,48 +215,68 @@ fn try_lock(path: &Path) -> Result<Option<Lock>, ImageError> {
     }
 }
 
-/// Removes every layer that is not in `in_use`, and what crashes left behind; layers that someone is just unpacking stay.
-/// Returns the digests that were removed. The caller has to name every layer of an image that is mounted or about to be.
-/// Blocking.
+/// Takes every layer that is not in `in_use` away, and removes it, and what crashes left behind; layers that someone is just
+/// unpacking stay. Returns the digests that were removed. The caller has to name every layer of an image that is mounted or
+/// about to be. Blocking.
 pub fn prune(layers_dir: &Path, in_use: &HashSet<String>) -> Result<Vec<String>, ImageError> {
+    let removed = retire(layers_dir, in_use)?;
+    clear(layers_dir)?;
+    Ok(removed)
+}
+
+/// The first half of [`prune`], and quick: the layers are no longer there for anybody, their files still are.
+pub fn retire(layers_dir: &Path, in_use: &HashSet<String>) -> Result<Vec<String>, ImageError> {
+    let mut removed = Vec::new();
+    for (digest, hidden) in found(layers_dir)? {
+        let paths = Paths::new(layers_dir, &digest);
+        if hidden || in_use.contains(&digest) {
+            continue;
+        }
+        let Some(_lock) = try_lock(&paths.lock)? else { continue };
+        // What a crash left under the name that it gets. Mostly nothing.
+        remove_tree(&paths.new)?;
+        // Another may have been here since the list was made.
+        if paths.done.is_dir() {
+            // Under a name that no one takes for a whole layer, before the first file of it goes.
+            fs::rename(&paths.done, &paths.new).map_err(ImageError::io("rename", &paths.done))?;
+            removed.push(digest);
+        }
+    }
+    removed.sort();
+    Ok(removed)
+}
+
+/// The second half: removes what is no layer, or none any more. Blocking.
+pub fn clear(layers_dir: &Path) -> Result<(), ImageError> {
+    let hidden: HashSet<String> =
+        found(layers_dir)?.into_iter().filter(|(_, hidden)| *hidden).map(|(digest, _)| digest).collect();
+    for digest in hidden {
+        let paths = Paths::new(layers_dir, &digest);
+        let Some(_lock) = try_lock(&paths.lock)? else { continue };
+        remove_tree(&paths.new)?;
+        remove_file(&paths.get)?;
+    }
+    Ok(())
+}
+
+/// The digests in the directory's names, and whether the name is that of something unfinished.
+fn found(layers_dir: &Path) -> Result<Vec<(String, bool)>, ImageError> {
     let list = match fs::read_dir(layers_dir) {
         Ok(list) => list,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(ImageError::io("list", layers_dir)(error)),
     };
-    // Per digest: whether a whole layer is there that nobody uses.
-    let mut found: HashMap<String, bool> = HashMap::new();
+    let mut found = Vec::new();
     for item in list {
         let item = item.map_err(ImageError::io("list", layers_dir))?;
         let Ok(name) = item.file_name().into_string() else { continue };
         let hidden = [".new-", ".get-", ".lock-"].iter().find_map(|kind| name.strip_prefix(kind));
         let digest = hidden.unwrap_or(&name);
         if check_digest(digest).is_ok() {
-            let unused = hidden.is_none() && !in_use.contains(digest);
-            *found.entry(digest.to_owned()).or_default() |= unused;
+            found.push((digest.to_owned(), hidden.is_some()));
         }
     }
-    let mut removed = Vec::new();
-    for (digest, unused) in found {
-        let paths = Paths::new(layers_dir, &digest);
-        let leftovers = [&paths.new, &paths.get, &paths.lock].into_iter().any(|path| path.exists());
-        if !unused && !leftovers {
-            continue;
-        }
-        let Some(lock) = try_lock(&paths.lock)? else { continue };
-        remove_tree(&paths.new)?;
-        remove_file(&paths.get)?;
-        // Another `prune` may have been here since the list was made.
-        if unused && paths.done.is_dir() {
-            // Under a name that no one takes for a whole layer, before the first file of it goes.
-            fs::rename(&paths.done, &paths.new).map_err(ImageError::io("rename", &paths.done))?;
-            remove_tree(&paths.new)?;
-            removed.push(digest);
-        }
-        drop(lock);
-    }
-    removed.sort();
-    Ok(removed)
+    Ok(found)
 }
 
 fn remove_tree(path: &Path) -> Result<(), ImageError> {

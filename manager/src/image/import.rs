@@ -120,12 +120,8 @@ impl<S: BlobStore> Work<'_, S> {
 
     async fn store(&self, layer: &Layer, file: &Path, number: usize, layers: usize) -> Result<(), ImageError> {
         let key = blob_key(&layer.digest);
-        let err = |op| {
-            let key = key.clone();
-            move |source| ImageError::Store { op, key, source }
-        };
-        let uploaded = !self.store.exists(&key).await.map_err(err("look for"))?
-            && self.store.put_if_absent(&key, file).await.map_err(err("put"))?;
+        let uploaded = self.store.put_if_absent(&key, file).await;
+        let uploaded = uploaded.map_err(|source| ImageError::Store { op: "put", key, source })?;
         let size_bytes = layer.size_bytes;
         (self.progress)(Event::Stored { layer: number, layers, size_bytes, uploaded });
         Ok(())

@@ -39,11 +39,11 @@ mod tree;
 mod unpack;
 mod user;
 
-pub use blob::{BlobError, BlobStore, blob_key};
+pub use blob::{BlobError, BlobStore, KEPT_AT_LEAST, WRITTEN_ANEW_AFTER, blob_key};
 pub use classify::{Source, classify};
 #[cfg(test)]
 pub use ensure::missing;
-pub use ensure::{ensure, prune};
+pub use ensure::{clear, ensure, prune, retire};
 pub use error::ImageError;
 pub use import::{ImportOptions, import};
 pub use limits::Limits;

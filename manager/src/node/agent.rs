@@ -2,7 +2,8 @@
 //! in the store under its digest.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Write},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
@@ -14,6 +15,8 @@ use crate::{
 
 /// No agent is larger, in bytes.
 const MAX: u64 = 64 << 20;
+/// How the names of unfinished copies begin.
+const TEMPORARY: &str = ".ha-agent.";
 
 #[derive(Debug)]
 pub struct AgentBinary {
@@ -41,6 +44,7 @@ impl AgentBinary {
             return Err(fail(io::Error::new(io::ErrorKind::InvalidData, "it is larger than 64 MiB")));
         }
         let agent = Self { root: state_dir.join("agents"), digest: blake3::hash(&bytes) };
+        agent.clear_leftovers();
         agent.write(&agent.digest, &bytes).map_err(fail)?;
         Ok(agent)
     }
@@ -69,12 +73,15 @@ impl AgentBinary {
             if blake3::hash(&bytes) != hash {
                 return Err(corrupt("its content does not match its name".into()));
             }
-            self.write(&hash, &bytes).map_err(|err| corrupt(format!("it cannot be kept here: {err}")))?;
+            // This node's trouble, not the object's.
+            let local = |source| StoreError::LocalFile { op: "keep the agent", path: dir.clone(), source };
+            self.write(&hash, &bytes).map_err(local)?;
         }
         Ok(dir)
     }
 
-    /// Whole or not at all: a torn agent would be bound into containers.
+    /// Whole or not at all: a torn agent would be bound into containers. Several may do it at once, each with a temporary file
+    /// of its own.
     fn write(&self, hash: &blake3::Hash, bytes: &[u8]) -> io::Result<()> {
         let dir = self.root.join(hash.to_hex().as_str());
         let path = dir.join("ha-agent");
@@ -82,10 +89,65 @@ impl AgentBinary {
             return Ok(());
         }
         fs::create_dir_all(&dir)?;
-        let temporary = dir.join(".ha-agent.new");
-        fs::write(&temporary, bytes)?;
-        fs::set_permissions(&temporary, fs::Permissions::from_mode(0o555))?;
-        fs::File::open(&temporary)?.sync_all()?;
-        fs::rename(temporary, path)
+        let mut temporary = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(&dir)?;
+        temporary.write_all(bytes)?;
+        temporary.as_file().set_permissions(fs::Permissions::from_mode(0o555))?;
+        temporary.as_file().sync_all()?;
+        // Closed before the file is there to be run: one that is open for writing is not.
+        temporary.into_temp_path().persist(path).map_err(|err| err.error)
+    }
+
+    /// What a manager that was killed has left. Nobody else writes there: the state directory is locked.
+    fn clear_leftovers(&self) {
+        let dirs = fs::read_dir(&self.root).into_iter().flatten().flatten();
+        for file in dirs.flat_map(|dir| fs::read_dir(dir.path()).into_iter().flatten().flatten()) {
+            if file.file_name().to_string_lossy().starts_with(TEMPORARY) {
+                // It is in nobody's way; the next start tries again.
+                let _ = fs::remove_file(file.path());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_restores_may_need_the_same_agent_at_once() {
+        let state = tempfile::tempdir().unwrap();
+        let bytes = vec![7; 1 << 20];
+        for round in 0..20 {
+            let root = state.path().join(round.to_string());
+            let agent = AgentBinary { root: root.clone(), digest: blake3::hash(&bytes) };
+            let path = agent.dir().join("ha-agent");
+            std::thread::scope(|scope| {
+                for _ in 0..4 {
+                    scope.spawn(|| {
+                        agent.write(&agent.digest, &bytes).unwrap();
+                        assert_eq!(fs::read(&path).unwrap().len(), bytes.len(), "it was torn");
+                    });
+                }
+            });
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o555);
+            fs::write(agent.dir().join(".ha-agent.left"), "x").unwrap();
+            agent.clear_leftovers();
+            assert_eq!(fs::read_dir(agent.dir()).unwrap().count(), 1, "something was left");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_takes_no_agent_is_not_a_damaged_object() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&format!("file://{}", dir.path().display())).await.unwrap();
+        let (bytes, root) = (b"agent", dir.path().join("agents"));
+        let hash = blake3::hash(bytes);
+        store.put_new(&keys::blob(&hash), bytes.as_slice().into()).await.unwrap();
+        fs::write(&root, "in the way").unwrap();
+        let agent = AgentBinary { root: root.clone(), digest: hash };
+        let error = agent.dir_of(&agent.digest(), &store).await.unwrap_err();
+        assert!(matches!(error, StoreError::LocalFile { .. }), "{error}");
+        fs::remove_file(&root).unwrap();
+        assert!(agent.dir_of(&agent.digest(), &store).await.unwrap().join("ha-agent").exists());
     }
 }

@@ -115,6 +115,7 @@ impl Node {
         }
         let identity = self.identity(&content).await.map_err(|err| ApiError::failed(&err))?;
         let app = self.register(generation, content.clone()).await?;
+        self.layers_are_there(&content).await?;
         let store = &self.ctx.store;
         let held = ownership::current(store, &name).await.map_err(|err| ApiError::Unavailable(crate::chain(&err)))?;
         let claimant = Claimant::new(self.name().clone());
@@ -150,9 +151,9 @@ impl Node {
             .map_err(|_| ApiError::Failed(format!("{name}: the start was given up; see `ha-manager events {name}`")))?
     }
 
-    /// True when nothing would be lost by beginning anew.
+    /// True when nothing would be lost by beginning anew. A snapshot that cannot be read here is one, too.
     async fn has_no_snapshot(&self, name: &ContainerName) -> Result<bool, ApiError> {
-        let known = crate::snapshot::list_valid(&self.ctx.store, name).await;
+        let known = crate::snapshot::list(&self.ctx.store, name).await;
         Ok(known.map_err(|error| ApiError::Unavailable(crate::chain(&error)))?.is_empty())
     }
 
@@ -168,6 +169,20 @@ impl Node {
         let show: image::Progress = Arc::new(move |event| show(&shown, &name, event));
         let imported = image::import(&source, &spec.image, &self.ctx.store, &options, &show).await;
         imported.map_err(|err| ApiError::failed(&err))
+    }
+
+    /// From here on nobody takes the image's layers for unused; before, somebody may have.
+    async fn layers_are_there(&self, content: &AppContent) -> Result<(), ApiError> {
+        for layer in &content.image.layers {
+            let key = image::blob_key(&layer.digest);
+            if self.ctx.store.head(&key).await.map_err(unavailable)? != Some(layer.size_bytes) {
+                return Err(ApiError::Failed(format!(
+                    "{}: a layer of its image is no longer in the store ({key}); apply again",
+                    content.spec.name
+                )));
+            }
+        }
+        Ok(())
     }
 
     async fn register(&self, generation: u64, content: AppContent) -> Result<App, ApiError> {

@@ -78,8 +78,11 @@ impl Node {
         };
         self.has_snapshot(&content, snapshot).await?;
         progress.step(format!("asking whether anything answers at the address of {name}"));
+        // Where no address is reserved for it, nothing can answer there.
+        if let Some(identity) = self.known_identity(&content).await.map_err(|error| unavailable(&error))? {
+            self.is_silent(name, from, &identity).await?;
+        }
         let identity = self.identity(&content).await.map_err(|error| unavailable(&error))?;
-        self.is_silent(name, from, &identity).await?;
         progress.step(format!("claiming {name}, which {} owns under epoch {}", from.node, from.epoch));
         let owner = self.win(name, from.epoch).await.map_err(ApiError::Refused)?;
         let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);

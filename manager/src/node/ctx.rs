@@ -25,6 +25,8 @@ pub struct Ctx {
     pub membership: Membership,
     /// Of runtime, CRIU and kernel, for the manifests.
     pub versions: Versions,
+    /// Held for reading while layers are being mounted: none is taken away meanwhile.
+    pub mounting: tokio::sync::RwLock<()>,
 }
 
 impl Ctx {

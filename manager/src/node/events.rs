@@ -17,8 +17,12 @@ use tokio::sync::broadcast;
 
 use crate::spec::{ContainerName, NodeName};
 
-/// Events kept in memory.
+/// Events kept in memory, and their texts together, in bytes.
 const KEPT: usize = 4096;
+const KEPT_BYTES: usize = 8 << 20;
+/// Texts of one event, in bytes. Written to the file as JSON within JSON, they are within [`LINE_MAX`].
+const MESSAGE_MAX: usize = 4 << 10;
+const DETAIL_MAX: usize = 16 << 10;
 /// The file is begun anew (the old one kept as `.1`) at this size, in bytes.
 const FILE_MAX: u64 = 4 << 20;
 /// A line longer than this in the file is not one of ours.
@@ -33,10 +37,33 @@ pub struct EventLog {
 
 #[derive(Debug)]
 struct Inner {
-    recent: VecDeque<Event>,
+    recent: Recent,
     path: PathBuf,
     file: File,
     size: u64,
+}
+
+/// The newest events, as many as memory is meant for them.
+#[derive(Debug, Default)]
+struct Recent {
+    events: VecDeque<Event>,
+    bytes: usize,
+}
+
+impl Recent {
+    fn push(&mut self, event: Event) {
+        self.bytes += weight(&event);
+        self.events.push_back(event);
+        while self.events.len() > KEPT || self.bytes > KEPT_BYTES {
+            let Some(oldest) = self.events.pop_front() else { return };
+            self.bytes -= weight(&oldest);
+        }
+    }
+}
+
+fn weight(event: &Event) -> usize {
+    let texts = [&event.at, &event.node, &event.container, &event.kind, &event.message, &event.detail_json];
+    texts.iter().map(|text| text.len()).sum()
 }
 
 #[derive(Serialize, Deserialize)]
@@ -54,7 +81,7 @@ impl EventLog {
     /// Opens `<state_dir>/events.jsonl` and reads back what it holds; lines that are no events are passed over with a warning.
     pub fn open(state_dir: &Path, node: NodeName) -> io::Result<Self> {
         let path = state_dir.join("events.jsonl");
-        let mut recent = VecDeque::new();
+        let mut recent = Recent::default();
         for path in [path.with_extension("jsonl.1"), path.clone()] {
             match File::open(&path) {
                 Ok(file) => read_back(file, &path, &mut recent)?,
@@ -72,23 +99,20 @@ impl EventLog {
     /// Records an event. `detail` is its facts, for programs.
     pub fn emit(&self, container: Option<&ContainerName>, kind: &str, message: &str, detail: serde_json::Value) {
         let container = container.map(ContainerName::as_str).unwrap_or_default();
-        tracing::info!(container, kind, detail = %detail, "{message}");
         let event = Event {
             at: Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true),
             node: self.node.to_string(),
             container: container.to_owned(),
             kind: kind.to_owned(),
-            message: message.to_owned(),
-            detail_json: detail.to_string(),
+            message: crate::cut(message, MESSAGE_MAX).to_owned(),
+            detail_json: bounded(detail),
         };
+        tracing::info!(container, kind, detail = %event.detail_json, "{}", event.message);
         let mut inner = self.lock();
         if let Err(err) = inner.append(&event) {
             tracing::warn!(error = %err, "the event could not be written to {}", inner.path.display());
         }
-        inner.recent.push_back(event.clone());
-        if inner.recent.len() > KEPT {
-            inner.recent.pop_front();
-        }
+        inner.recent.push(event.clone());
         // Sent under the lock, so that `since_start` sees each event either in the past or on the channel.
         let _ = self.sender.send(event);
     }
@@ -96,7 +120,7 @@ impl EventLog {
     /// The past, and a channel with all that follows it.
     pub fn since_start(&self) -> (Vec<Event>, broadcast::Receiver<Event>) {
         let inner = self.lock();
-        (inner.recent.iter().cloned().collect(), self.sender.subscribe())
+        (inner.recent.events.iter().cloned().collect(), self.sender.subscribe())
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -127,7 +151,16 @@ impl Inner {
     }
 }
 
-fn read_back(file: File, path: &Path, recent: &mut VecDeque<Event>) -> io::Result<()> {
+/// Facts that are too large, which no event of ours has, are replaced by how they begin.
+fn bounded(detail: serde_json::Value) -> String {
+    let text = detail.to_string();
+    if text.len() <= DETAIL_MAX {
+        return text;
+    }
+    serde_json::json!({"cut": crate::cut(&text, DETAIL_MAX / 4)}).to_string()
+}
+
+fn read_back(file: File, path: &Path, recent: &mut Recent) -> io::Result<()> {
     let mut unreadable = 0;
     for line in BufReader::new(io::Read::take(file, 2 * FILE_MAX)).split(b'\n') {
         let line = line?;
@@ -135,7 +168,7 @@ fn read_back(file: File, path: &Path, recent: &mut VecDeque<Event>) -> io::Resul
             continue;
         }
         match (line.len() <= LINE_MAX).then(|| serde_json::from_slice::<Line>(&line)) {
-            Some(Ok(line)) => recent.push_back(Event {
+            Some(Ok(line)) => recent.push(Event {
                 at: line.at,
                 node: line.node,
                 container: line.container,
@@ -144,9 +177,6 @@ fn read_back(file: File, path: &Path, recent: &mut VecDeque<Event>) -> io::Resul
                 detail_json: line.detail,
             }),
             _ => unreadable += 1,
-        }
-        if recent.len() > KEPT {
-            recent.pop_front();
         }
     }
     if unreadable > 0 {
@@ -189,10 +219,27 @@ mod tests {
     }
 
     #[test]
+    fn an_event_that_is_too_large_is_cut_and_read_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = EventLog::open(dir.path(), node()).unwrap();
+        let wild = "\u{1}\"é".repeat(100_000);
+        for _ in 0..1000 {
+            log.emit(None, "k", &wild, json!({"output": wild}));
+        }
+        let bytes = |log: &EventLog| log.since_start().0.iter().map(weight).sum::<usize>();
+        let kept = log.since_start().0;
+        assert!(kept.iter().all(|event| weight(event) < 32 << 10), "{}", weight(&kept[0]));
+        assert!(bytes(&log) <= KEPT_BYTES && kept.len() > 100, "{} in {}", bytes(&log), kept.len());
+        drop(log);
+        let again = EventLog::open(dir.path(), node()).unwrap().since_start().0;
+        assert!(!again.is_empty() && again.last() == kept.last(), "not read back");
+    }
+
+    #[test]
     fn the_file_and_the_memory_are_bounded() {
         let dir = tempfile::tempdir().unwrap();
         let log = EventLog::open(dir.path(), node()).unwrap();
-        let long = "x".repeat(4000);
+        let long = "x".repeat(1500);
         for _ in 0..KEPT + 10 {
             log.emit(None, "k", &long, json!({}));
         }

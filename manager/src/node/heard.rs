@@ -70,7 +70,7 @@ impl Node {
 
     async fn ask(&self, name: &ContainerName, content: &AppContent) -> bool {
         // One without an address cannot be asked; the claim will say what is wrong with it.
-        let Ok(identity) = self.identity(content).await else { return false };
+        let Ok(Some(identity)) = self.known_identity(content).await else { return false };
         let (bridge, timeout) = (self.ctx.config.network.bridge.clone(), self.ctx.config.network.probe_timeout);
         let asked =
             tokio::task::spawn_blocking(move || network::probe(identity.ip, &bridge, timeout, identity.mac)).await;

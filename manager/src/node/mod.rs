@@ -13,11 +13,14 @@ mod claim;
 mod ctx;
 mod events;
 mod heard;
+mod identity;
+mod joined;
 mod life;
 mod lock;
 mod signs;
 mod startup;
 mod takeover;
+mod unused;
 mod uplink;
 mod watch;
 
@@ -40,10 +43,7 @@ use crate::{
     recovery::{self, ActorHandle, Begin, Command, ContainerView, Order, ProgressSender},
     snapshot::NetworkIdentity,
     spec::{ContainerName, NodeName},
-    store::{
-        addresses,
-        apps::{self, App, AppContent},
-    },
+    store::apps::{self, App, AppContent},
 };
 pub use claim::{Absence, Whereabouts, advice as claim_advice};
 
@@ -210,6 +210,11 @@ impl Node {
         // One that is still owned was being removed when the store went away.
         let owned = owner.is_some_and(|owner| !owner.released);
         let Some(app) = app.filter(|app| app.content.is_some() || owned) else {
+            if recovery::Place::new(&self.ctx.config, name).exists() {
+                // Left alone when the manager started, for the store knew nothing of it.
+                recovery::clear_leftovers(&self.ctx, name).await.map_err(ApiError::Failed)?;
+                return Ok(serde_json::json!({"message": format!("the copy of {name} on this node removed")}));
+            }
             return Err(ApiError::NotFound(format!("there is no container {name}; `ha-manager status` lists them")));
         };
         recovery::forget(&self.ctx, name, app.generation, None).await?;
@@ -226,20 +231,6 @@ impl Node {
         let handle = recovery::spawn(Arc::clone(&self.ctx), app, content, owner, identity, begin);
         actors.insert(name, handle);
         true
-    }
-
-    /// The address a container has in the cluster, as the network room sees it on this node.
-    async fn identity(&self, content: &AppContent) -> Result<NetworkIdentity, crate::store::StoreError> {
-        let (store, name, network) = (&self.ctx.store, &content.spec.name, &content.spec.network);
-        let ip = match network.ipv4 {
-            Some(ip) => {
-                addresses::reserve(store, name, ip).await?;
-                ip
-            }
-            None => addresses::allocate(store, name, &self.ctx.address_pool()).await?,
-        };
-        let id = self.ctx.network.identity(ip, network.mac);
-        Ok(NetworkIdentity { ip: id.ip, prefix_len: id.prefix_len, mac: id.mac, gateway: id.gateway })
     }
 
     fn actors(&self) -> MutexGuard<'_, HashMap<ContainerName, ActorHandle>> {

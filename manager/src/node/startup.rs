@@ -13,7 +13,9 @@ use chrono::Utc;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{AgentBinary, Ctx, EventLog, Node, heard::Heard, life::Lives, lock::StateLock, uplink::Uplink, watch};
+use super::{
+    AgentBinary, Ctx, EventLog, Node, heard::Heard, joined, life::Lives, lock::StateLock, uplink::Uplink, watch,
+};
 use crate::{
     api,
     checkpoint::{Dumper, Swrk},
@@ -68,7 +70,18 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     }
     let detail = json!({"version": env!("CARGO_PKG_VERSION"), "address": advertise, "criu": versions.criu});
     events.emit(None, "node.started", "the manager is running", detail);
-    let ctx = Arc::new(Ctx { config, store, network, runtime, dumper, agent, events, membership, versions });
+    let ctx = Arc::new(Ctx {
+        config,
+        store,
+        network,
+        runtime,
+        dumper,
+        agent,
+        events,
+        membership,
+        versions,
+        mounting: Default::default(),
+    });
     let uplink = Uplink::new(ctx.config.network.uplink.as_deref());
     let (actors, problems, holds) = (Mutex::default(), Mutex::default(), Mutex::default());
     let (heard, lives) = (Heard::default(), Lives::default());
@@ -97,7 +110,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
 async fn open_store(config: &NodeConfig) -> anyhow::Result<Store> {
     let url = config.store.as_str();
     let store = Store::open(url).await.with_context(|| format!("cannot open the store {url}"))?;
-    let info = store.init_or_join(&config.cluster).await?;
+    let info = joined::join(&store, config).await?;
     if info.created {
         tracing::info!(cluster = %config.cluster, "the store was empty: it is now this cluster's");
     }
@@ -160,6 +173,7 @@ async fn claim_name(store: &Store, config: &NodeConfig, boot: &Boot, address: &s
         node: config.node.clone(),
         nonce: machine_nonce(&config.state_dir)?,
         address: address.to_owned(),
+        bridge: config.network.address.map(|cidr| cidr.addr),
         at: Utc::now(),
     };
     let there = store.claim_node_name(&wanted).await?;

@@ -228,6 +228,13 @@ impl Node {
         let store = &self.ctx.store;
         let owner = ownership::current(store, name).await.map_err(|error| text(&error))?;
         let app = apps::newest(store, name).await.map_err(|error| text(&error))?;
+        if owner.is_none() {
+            // Records of owners are never deleted: this is not the store the copy came from, or it has lost them.
+            return Err(format!(
+                "the store has never heard of {name}: the copy here is left as it is. See whether it is the right store; \
+                 `ha-manager rm {name}` removes the copy"
+            ));
+        }
         let mine = owner.filter(|owner| owner.node == *self.name() && !owner.released);
         let described = app.filter(|app| app.content.is_some());
         let (Some(owner), Some(app)) = (mine, described) else {

@@ -12,6 +12,7 @@ use tokio::{sync::broadcast, task::JoinHandle};
 use super::{
     Node,
     life::{Look, keep_beating},
+    unused::Unused,
 };
 use crate::{
     image,
@@ -41,6 +42,7 @@ struct Seen {
     started: Instant,
     prefetch: Prefetch,
     idle: HashMap<ContainerName, u32>,
+    unused: Unused,
 }
 
 pub struct Watching {
@@ -111,7 +113,7 @@ fn report(node: &Node, event: &Event) {
 async fn follow_store(node: Arc<Node>) {
     let started = Instant::now();
     let mut away_since: Option<Instant> = None;
-    let mut seen = Seen { started, prefetch: Prefetch::default(), idle: HashMap::new() };
+    let mut seen = Seen { started, prefetch: Prefetch::default(), idle: HashMap::new(), unused: Unused::new() };
     loop {
         match scan(&node, &mut seen).await {
             Ok(()) => {
@@ -119,6 +121,7 @@ async fn follow_store(node: Arc<Node>) {
                     let ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
                     node.events().emit(None, "store.back", "the store answers again", json!({"away_ms": ms}));
                 }
+                seen.unused.tend(&node, &mut seen.prefetch.ready).await;
                 node.set_problems(node.uplink.cut_off(Instant::now()).into_iter().collect());
             }
             Err(error) => {

@@ -28,8 +28,11 @@ pub enum Scope {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KnownSnapshot {
     pub id: SnapshotId,
-    /// False when the healthcheck failed while it was taken.
+    /// False when the healthcheck failed while it was taken, or when it cannot be read.
     pub healthy: bool,
+    /// False when its manifest is damaged or of a newer release. It is not restored, but it is state: where there is nothing
+    /// else, beginning anew would throw it away.
+    pub readable: bool,
 }
 
 /// Where a container's state comes from.
@@ -125,7 +128,7 @@ mod tests {
     use crate::spec::Epoch;
 
     fn snap(seq: u64, healthy: bool) -> KnownSnapshot {
-        KnownSnapshot { id: SnapshotId { epoch: Epoch(1), seq }, healthy }
+        KnownSnapshot { id: SnapshotId { epoch: Epoch(1), seq }, healthy, readable: true }
     }
 
     fn situation(scope: Scope) -> Situation {

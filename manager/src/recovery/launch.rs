@@ -74,6 +74,7 @@ impl LaunchError {
 /// The container's root: image layers below, its own files above.
 pub async fn mount_root(ctx: &Ctx, place: &Place, app: &AppContent) -> Result<Vec<PathBuf>, LaunchError> {
     let image = |source| LaunchError::Image { reference: app.image.reference.clone(), source };
+    let _mounting = ctx.mounting.read().await;
     let layers = image::ensure(&app.image, &ctx.store, &ctx.layers_dir(), &image::Limits::default(), &image::silent())
         .await
         .map_err(image)?;

@@ -42,6 +42,7 @@ mod upload;
 mod view;
 
 pub use actor::{ActorHandle, Begin, spawn};
+pub use launch::blocking;
 pub use order::{Command, Order, ProgressSender};
 pub use orders::{clear_leftovers, forget};
 pub use place::Place;

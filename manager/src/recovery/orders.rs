@@ -128,11 +128,12 @@ impl Actor {
         }
         let known = self.known_snapshots().await.map_err(ApiError::Unavailable)?;
         let found = match wanted {
-            Some(id) => known.iter().find(|snapshot| snapshot.id == id),
+            Some(id) => known.iter().find(|snapshot| snapshot.id == id && snapshot.readable),
             None => known.iter().find(|snapshot| snapshot.healthy),
         };
         found.map(|snapshot| Source::Snapshot(snapshot.id)).ok_or_else(|| {
-            let what = wanted.map_or("no healthy snapshot".to_owned(), |id| format!("no snapshot {id}"));
+            let what =
+                wanted.map_or("no healthy snapshot".to_owned(), |id| format!("no snapshot {id} that can be read here"));
             ApiError::NotFound(format!("{0} has {what}; `ha-manager snapshots {0}` lists what there is", self.name))
         })
     }

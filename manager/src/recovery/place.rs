@@ -59,6 +59,11 @@ impl Place {
         self.dir.join("channel")
     }
 
+    /// Whether anything of the container is on this node.
+    pub fn exists(&self) -> bool {
+        self.dir.exists()
+    }
+
     /// Drafts of snapshots that are not committed yet.
     pub fn queue(&self) -> PathBuf {
         self.dir.join("queue")

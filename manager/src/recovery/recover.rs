@@ -225,15 +225,14 @@ impl Actor {
         let used = ids.iter().filter(|id| id.epoch == self.owner.epoch).map(|id| id.seq).max().unwrap_or(0);
         self.next_seq = self.next_seq.max(used + 1);
         let mut known = Vec::new();
-        for id in ids {
-            match snapshot::load_manifest(&self.ctx.store, &self.name, id).await {
-                Ok(manifest) => {
-                    let healthy = manifest.meta.health != SnapshotHealth::Unhealthy;
-                    known.push(KnownSnapshot { id, healthy });
-                }
-                Err(error) if error.is_retryable() => return Err(crate::chain(&error)),
-                Err(error) => self.refuse(id, &crate::chain(&error)),
+        let health = |manifest: snapshot::Manifest| manifest.meta.health;
+        let read = snapshot::survey(&self.ctx.store, &self.name, &ids, health).await;
+        for (id, health) in read.map_err(|error| crate::chain(&error))? {
+            if let Err(error) = &health {
+                self.refuse(id, &crate::chain(error));
             }
+            let healthy = health.as_ref().is_ok_and(|health| *health != SnapshotHealth::Unhealthy);
+            known.push(KnownSnapshot { id, healthy, readable: health.is_ok() });
         }
         Ok(known)
     }

@@ -23,6 +23,8 @@ use crate::{
 
 /// Chunks under way at once; with those waiting to be unpacked, this bounds the memory.
 const CONCURRENCY: usize = 4;
+/// Manifests read at once.
+const MANIFESTS: usize = 8;
 
 /// Reads and checks the manifest of a snapshot.
 ///
@@ -56,17 +58,41 @@ pub async fn list(store: &Store, container: &ContainerName) -> Result<Vec<Snapsh
     Ok(valid)
 }
 
+/// Reads the manifests of `ids`, several at a time, and keeps of each what `take` does: a failover waits for this. What cannot
+/// be read is there with its error: it is a snapshot all the same.
+///
+/// # Errors
+/// The store does not answer for one of them.
+pub async fn survey<T>(
+    store: &Store,
+    container: &ContainerName,
+    ids: &[SnapshotId],
+    take: impl Fn(Manifest) -> T,
+) -> Result<Vec<(SnapshotId, Result<T, SnapshotError>)>, SnapshotError> {
+    let mut found = Vec::with_capacity(ids.len());
+    for some in ids.chunks(MANIFESTS) {
+        let reads = some.iter().copied().map(|id| load_manifest(store, container, id));
+        for (id, read) in some.iter().zip(futures_util::future::join_all(reads).await) {
+            match read {
+                Err(error) if error.is_retryable() => return Err(error),
+                read => found.push((*id, read.map(&take))),
+            }
+        }
+    }
+    Ok(found)
+}
+
 /// The manifests of the snapshots that may be restored, newest first. One that cannot be read is left out, and said in the log:
 /// the one before it is what there is then.
 ///
 /// # Errors
 /// The store does not answer.
 pub async fn list_valid(store: &Store, container: &ContainerName) -> Result<Vec<Manifest>, SnapshotError> {
+    let ids = list(store, container).await?;
     let mut manifests = Vec::new();
-    for id in list(store, container).await? {
-        match load_manifest(store, container, id).await {
+    for (id, read) in survey(store, container, &ids, |manifest| manifest).await? {
+        match read {
             Ok(manifest) => manifests.push(manifest),
-            Err(error) if error.is_retryable() => return Err(error),
             Err(error) => tracing::error!(%container, snapshot = %id, error = crate::chain(&error), "not usable"),
         }
     }

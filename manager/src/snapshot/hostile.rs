@@ -79,6 +79,112 @@ fn a_hostile_stream_stays_inside() {
     }
 }
 
+/// A sparse file of `real` bytes whose map has these pieces (at most four), with its data.
+fn sparse(real: u64, pieces: &[(u64, u64)], data: &[u8]) -> Vec<u8> {
+    let mut header = tar::Header::new_gnu();
+    header.as_old_mut().name[..1].copy_from_slice(b"f");
+    header.set_entry_type(tar::EntryType::GNUSparse);
+    header.set_size(data.len() as u64);
+    header.set_mode(0o644);
+    header.set_uid(nix::unistd::geteuid().as_raw().into());
+    header.set_gid(nix::unistd::getegid().as_raw().into());
+    let gnu = header.as_gnu_mut().unwrap();
+    let number = |field: &mut [u8; 12], n: u64| {
+        field.fill(0);
+        field[0] = 0x80;
+        field[4..].copy_from_slice(&n.to_be_bytes());
+    };
+    number(&mut gnu.realsize, real);
+    for (slot, (offset, len)) in gnu.sparse.iter_mut().zip(pieces) {
+        number(&mut slot.offset, *offset);
+        number(&mut slot.numbytes, *len);
+    }
+    header.set_cksum();
+    let mut bytes = header.as_bytes().to_vec();
+    bytes.extend_from_slice(data);
+    bytes.resize(bytes.len().next_multiple_of(512) + 1024, 0);
+    bytes
+}
+
+#[test]
+fn a_sparse_file_costs_its_data_and_not_its_size() {
+    let dir = tempfile::tempdir().unwrap();
+    // A stream that takes the reader's word would be read for years.
+    let real = 1_u64 << 42;
+    let stream = sparse(real, &[(512, 512), (real - 3, 3), (real, 0)], &[&[7_u8; 512][..], b"end"].concat());
+    unpack(&stream, 1, real, &dir.path().join("good")).unwrap();
+    let file = fs::File::open(dir.path().join("good/f")).unwrap();
+    assert_eq!(file.metadata().unwrap().len(), real);
+    let at = |offset| {
+        let mut byte = [0];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut byte, offset).unwrap();
+        byte[0]
+    };
+    assert_eq!(
+        [at(511), at(512), at(1023), at(1024), at(real - 4), at(real - 3), at(real - 1)],
+        [0, 7, 7, 0, 0, b'e', b'd']
+    );
+    for (n, (real, pieces)) in [
+        (2000, vec![(512, 512), (0, 3)]),
+        (2000, vec![(512, 512), (1023, 3)]),
+        (1000, vec![(0, 512), (998, 3)]),
+        (2000, vec![(0, 512)]),
+        (2000, vec![(0, 512), (512, 4)]),
+        (u64::MAX, vec![(0, 512), (u64::MAX - 2, 3)]),
+        (u64::MAX, vec![(0, 512), (512, 3)]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let stream = sparse(real, &pieces, &[&[7_u8; 512][..], b"end"].concat());
+        let error = unpack(&stream, 1, real, &dir.path().join(format!("bad{n}"))).unwrap_err();
+        assert!(error.to_string().contains("sparse"), "{n}: {error}");
+    }
+}
+
+/// A stream that never ends, and counts what was taken of it.
+struct Endless<'a> {
+    head: &'a [u8],
+    taken: u64,
+}
+
+impl std::io::Read for Endless<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        assert!(self.taken < 64 << 20, "it is read without end");
+        let len = if self.head.is_empty() {
+            buffer.fill(b'1');
+            buffer.len()
+        } else {
+            self.head.read(buffer)?
+        };
+        self.taken += len as u64;
+        Ok(len)
+    }
+}
+
+#[test]
+fn an_extended_header_is_not_believed() {
+    use tar::EntryType;
+    let dir = tempfile::tempdir().unwrap();
+    let kinds = [EntryType::XHeader, EntryType::XGlobalHeader, EntryType::GNULongName, EntryType::GNULongLink];
+    for (n, kind) in kinds.into_iter().enumerate() {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_size(1 << 40);
+        header.set_cksum();
+        let target = dir.path().join(n.to_string());
+        fs::create_dir(&target).unwrap();
+        let bounds = tree_read::Bounds { entries: 1, logical_bytes: 0 };
+        let stream = Endless { head: header.as_bytes(), taken: 0 };
+        let error = tree_read::read_tree("the test", stream, &target, bounds).unwrap_err();
+        assert!(error.to_string().contains("over 1 MiB"), "{error}");
+    }
+    // A size that only the extended header states.
+    let stream = tar_with(&[("p", EntryType::XHeader, "", b"12 size=512\n"), ("f", EntryType::Regular, "", b"")]);
+    let error = unpack(&stream, 1, 0, &dir.path().join("size")).unwrap_err();
+    assert!(error.to_string().contains("states a size"), "{error}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 

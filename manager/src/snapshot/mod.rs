@@ -26,6 +26,7 @@ mod queue;
 #[cfg(test)]
 mod race;
 mod retention;
+mod tar_guard;
 #[cfg(test)]
 mod tests;
 mod tree_read;
@@ -35,7 +36,7 @@ mod upload;
 pub use error::SnapshotError;
 #[cfg(test)]
 pub use fetch::verify;
-pub use fetch::{fetch, list, list_valid, load_manifest};
+pub use fetch::{fetch, list, list_valid, load_manifest, survey};
 pub use manifest::{
     Chunk, Compression, Digest, HexBytes, MAX_CHUNK, MAX_MANIFEST, Manifest, NetworkIdentity, Part, PartName,
     SnapshotHealth, SnapshotKind, SnapshotMeta, VERSION, Versions,

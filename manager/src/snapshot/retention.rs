@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{SnapshotError, SnapshotHealth, error, fetch::load_manifest};
+use super::{SnapshotError, SnapshotHealth, error, fetch::survey};
 use crate::{
     ownership::{self, History, check_epoch},
     spec::{ContainerName, Epoch, SnapshotId},
@@ -31,7 +31,8 @@ pub struct Pruned {
 /// Chooses what the owner of `current` deletes. Pure.
 ///
 /// Kept are the newest `keep` (at least 1) readable ones that count, the newest healthy one, and whatever is newer than
-/// the oldest of those. What does not count, and never will, goes: deposed owners' snapshots, uploads that were given up
+/// the oldest of those. While there are fewer readable ones, nothing that counts goes: what this program cannot read, a newer
+/// one may, and it may be the only state there is. What does not count, and never will, goes: deposed owners' snapshots, uploads that were given up
 /// (those of an earlier epoch, or older than what this epoch has committed since).
 pub fn choose(found: &BTreeMap<SnapshotId, Found>, history: &History, keep: u32, current: Epoch) -> Pruned {
     let mut pruned = Pruned::default();
@@ -43,7 +44,7 @@ pub fn choose(found: &BTreeMap<SnapshotId, Found>, history: &History, keep: u32,
     let readable = || valid().filter_map(|(id, f)| if let Found::Committed(h) = f { Some((*id, *h)) } else { None });
     let mut kept: BTreeSet<SnapshotId> = readable().take(keep.max(1) as usize).map(|(id, _)| id).collect();
     kept.extend(readable().find(|(_, health)| *health == SnapshotHealth::Healthy).map(|(id, _)| id));
-    let oldest_of_newest = readable().take(keep.max(1) as usize).last().map(|(id, _)| id);
+    let oldest_of_newest = readable().nth(keep.max(1) as usize - 1).map(|(id, _)| id);
     let newest_committed = found.iter().rev().find(|(id, f)| id.epoch == current && **f != Found::Uncommitted);
     for (id, f) in found {
         match f {
@@ -55,7 +56,6 @@ pub fn choose(found: &BTreeMap<SnapshotId, Found>, history: &History, keep: u32,
             }
             _ if id.epoch > current || kept.contains(id) => {}
             _ if !history.is_valid(*id) => pruned.snapshots.push(*id),
-            // Without anything readable nothing is deleted.
             _ => match oldest_of_newest {
                 Some(oldest) if *id < oldest => pruned.snapshots.push(*id),
                 _ => {}
@@ -88,12 +88,8 @@ pub async fn prune(
             committed.push(id);
         }
     }
-    for id in committed {
-        match load_manifest(store, container, id).await {
-            Ok(manifest) => drop(found.insert(id, Found::Committed(manifest.meta.health))),
-            Err(error) if error.is_retryable() => return Err(error),
-            Err(_) => drop(found.insert(id, Found::Unreadable)),
-        }
+    for (id, read) in survey(store, container, &committed, |manifest| manifest.meta.health).await? {
+        found.insert(id, read.map_or(Found::Unreadable, Found::Committed));
     }
     let history = ownership::history(store, container).await.map_err(&own_error)?;
     let pruned = choose(&found, &history, keep, current);

@@ -16,6 +16,8 @@ use crate::{
     store::{Store, keys},
 };
 
+mod unreadable;
+
 pub(super) const QUIET: OnProgress<'static> = &|_| {};
 
 pub(super) fn container() -> ContainerName {

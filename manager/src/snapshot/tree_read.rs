@@ -27,10 +27,13 @@ use tar::{Archive, Entry, EntryType};
 use super::{
     SnapshotError,
     error::io as io_error,
+    tar_guard::{Sparse, SparseMap, TarGuard},
     tree_write::{XATTR, XATTR_HEX},
 };
 
 const COPY: usize = 256 << 10;
+/// Names and attributes of directories, which are held until the end, in bytes.
+const HELD_MAX: u64 = 512 << 20;
 
 /// What the manifest says the stream may hold.
 #[derive(Debug, Clone, Copy)]
@@ -45,8 +48,18 @@ pub struct Bounds {
 pub fn read_tree<R: Read>(object: &str, stream: R, target: &Path, bounds: Bounds) -> Result<(), SnapshotError> {
     let flags = OFlag::O_DIRECTORY | OFlag::O_PATH | OFlag::O_CLOEXEC;
     let root = openat(AT_FDCWD, target, flags, Mode::empty()).map_err(|e| io_error("open", target)(e.into()))?;
-    let mut reader =
-        Reader { object, target, root, parent: None, directories: Vec::new(), left: bounds, buffer: vec![0; COPY] };
+    let (stream, sparse) = TarGuard::new(stream);
+    let mut reader = Reader {
+        object,
+        target,
+        root,
+        parent: None,
+        directories: Vec::new(),
+        held: 0,
+        left: bounds,
+        sparse,
+        buffer: vec![0; COPY],
+    };
     let mut archive = Archive::new(stream);
     for entry in archive.entries().map_err(|e| reader.stream(e))? {
         let mut entry = entry.map_err(|e| reader.stream(e))?;
@@ -78,7 +91,11 @@ struct Reader<'a> {
     parent: Option<(PathBuf, OwnedFd)>,
     /// Their mode and time are set when nothing is written to them any more.
     directories: Vec<(PathBuf, Metadata)>,
+    /// What `directories` takes.
+    held: u64,
     left: Bounds,
+    /// The holes of the current entry.
+    sparse: Sparse,
     buffer: Vec<u8>,
 }
 
@@ -87,12 +104,12 @@ impl Reader<'_> {
         let path = entry.path_bytes().into_owned();
         let path = relative(&path).ok_or_else(|| self.hostile(&path, "names a place outside"))?;
         let kind = entry.header().entry_type();
-        let bytes = match kind {
-            EntryType::GNUSparse => entry.header().as_gnu().map_or(Ok(0), |g| g.real_size()),
-            EntryType::Regular | EntryType::Continuous => Ok(entry.size()),
-            _ => Ok(0),
+        let sparse = self.sparse.borrow_mut().take();
+        let bytes = match (&sparse, kind) {
+            (Some(map), _) => map.size,
+            (None, EntryType::Regular | EntryType::Continuous) => entry.size(),
+            _ => 0,
         };
-        let bytes = bytes.map_err(|e| self.stream(e))?;
         self.left.entries = self
             .left
             .entries
@@ -108,8 +125,7 @@ impl Reader<'_> {
                 return Err(self.hostile(b".", "is not a directory"));
             }
             let metadata = self.metadata(entry)?;
-            self.directories.push((path, metadata));
-            return Ok(());
+            return self.hold(path, metadata);
         }
         if kind.is_hard_link() {
             return self.hard_link(entry, &path);
@@ -124,13 +140,15 @@ impl Reader<'_> {
         match kind {
             EntryType::Directory => {
                 mkdirat(parent.as_fd(), name, Mode::S_IRWXU).map_err(io("create"))?;
-                self.directories.push((path, metadata));
-                return Ok(());
+                return self.hold(path, metadata);
             }
-            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+            EntryType::Regular | EntryType::Continuous => {
                 let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
                 let file = File::from(openat(parent.as_fd(), name, flags, private).map_err(io("create"))?);
-                self.content(entry, file, &path, bytes, kind.is_gnu_sparse())?;
+                match sparse {
+                    Some(map) => self.pieces(entry, file, &path, &map)?,
+                    None => self.content(entry, file, &path, bytes)?,
+                }
             }
             EntryType::Symlink => {
                 let target = entry.link_name_bytes();
@@ -205,7 +223,6 @@ impl Reader<'_> {
         mut file: File,
         path: &Path,
         size: u64,
-        sparse: bool,
     ) -> Result<(), SnapshotError> {
         let mut offset = 0_u64;
         loop {
@@ -213,21 +230,46 @@ impl Reader<'_> {
             if read == 0 {
                 break;
             }
-            let piece = &self.buffer[..read];
-            let local = io_error("write", self.target.join(path));
-            if !sparse {
-                file.write_all(piece).map_err(local)?;
-            } else if !is_zero(piece) {
-                file.write_all_at(piece, offset).map_err(local)?;
-            }
+            file.write_all(&self.buffer[..read]).map_err(io_error("write", self.target.join(path)))?;
             offset += read as u64;
         }
         if offset != size {
             return Err(self.hostile(path.as_os_str().as_bytes(), "ends early"));
         }
-        if sparse {
-            file.set_len(size).map_err(io_error("write", self.target.join(path)))?;
+        Ok(())
+    }
+
+    /// The data of a sparse file to where it belongs; what is between is never touched.
+    fn pieces<R: Read>(
+        &mut self,
+        entry: &mut Entry<'_, R>,
+        file: File,
+        path: &Path,
+        map: &SparseMap,
+    ) -> Result<(), SnapshotError> {
+        let local = || io_error("write", self.target.join(path));
+        file.set_len(map.size).map_err(local())?;
+        for &(mut offset, mut left) in &map.pieces {
+            while left > 0 {
+                let most = usize::try_from(left).map_or(COPY, |left| left.min(COPY));
+                let read = entry.read(&mut self.buffer[..most]).map_err(|e| self.stream(e))?;
+                if read == 0 {
+                    return Err(self.hostile(path.as_os_str().as_bytes(), "ends early"));
+                }
+                file.write_all_at(&self.buffer[..read], offset).map_err(local())?;
+                (offset, left) = (offset + read as u64, left - read as u64);
+            }
         }
+        Ok(())
+    }
+
+    fn hold(&mut self, path: PathBuf, metadata: Metadata) -> Result<(), SnapshotError> {
+        let attributes: usize = metadata.xattrs.iter().map(|(name, value)| name.len() + value.len() + 64).sum();
+        self.held += (path.as_os_str().len() + attributes + 128) as u64;
+        if self.held > HELD_MAX {
+            return Err(self.hostile(path.as_os_str().as_bytes(), "is one of too many directories and attributes"));
+        }
+        self.directories.push((path, metadata));
         Ok(())
     }
 
@@ -321,11 +363,6 @@ fn relative(bytes: &[u8]) -> Option<PathBuf> {
         }
     }
     Some(path)
-}
-
-/// Folds whole blocks, which the compiler turns into wide instructions.
-fn is_zero(piece: &[u8]) -> bool {
-    piece.chunks(4096).all(|block| block.iter().fold(0, |acc, b| acc | b) == 0)
 }
 
 /// `seconds.nanoseconds`, the seconds possibly negative.

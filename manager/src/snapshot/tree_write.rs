@@ -17,9 +17,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use nix::{
+    errno::Errno,
+    unistd::{Whence, lseek},
+};
 use tar::{Builder, EntryType, Header};
 
-use super::{SnapshotError, error::io as io_error};
+use super::{
+    SnapshotError,
+    error::io as io_error,
+    tar_guard::{EXTENDED_MAX, PIECES_MAX},
+};
 
 pub const XATTR: &str = "SCHILY.xattr.";
 pub const XATTR_HEX: &str = "HA.xattr-hex.";
@@ -149,7 +157,7 @@ impl<S: Sink> Writer<'_, S> {
         let mut file = File::options().read(true).custom_flags(flags).open(path).map_err(io_error("read", path))?;
         let size = meta.size();
         self.written.logical_bytes = self.written.logical_bytes.saturating_add(size);
-        if meta.blocks().saturating_mul(512) < size {
+        if meta.blocks().saturating_mul(512) < size && in_few_pieces(&file, meta).map_err(io_error("read", path))? {
             self.builder.append_file(name, &mut file).map_err(io_error("pack", path))?;
         } else {
             header.set_entry_type(EntryType::Regular);
@@ -191,9 +199,36 @@ impl<S: Sink> Writer<'_, S> {
         if records.is_empty() {
             return Ok(());
         }
+        // What no reader takes is not written. A record has its length, up to seven digits, and three separators.
+        let size: usize = records.iter().map(|(key, value)| key.len() + value.len() + 10).sum();
+        if size as u64 > EXTENDED_MAX {
+            let what = "its extended attributes take more than 1 MiB".to_owned();
+            return Err(SnapshotError::Unsupported { path: path.to_owned(), what });
+        }
         let records = records.iter().map(|(k, v)| (k.as_str(), v.as_slice()));
         self.builder.append_pax_extensions(records).map_err(io_error("pack", path))
     }
+}
+
+/// Whether a file with holes is in no more pieces than a reader takes.
+fn in_few_pieces(file: &File, meta: &Metadata) -> io::Result<bool> {
+    // A piece has at least one block, of 512 bytes or more.
+    if meta.blocks() <= PIECES_MAX as u64 {
+        return Ok(true);
+    }
+    let mut at = 0;
+    for _ in 0..PIECES_MAX {
+        at = match lseek(file, at, Whence::SeekData) {
+            Ok(data) => lseek(file, data, Whence::SeekHole)?,
+            Err(Errno::ENXIO) => {
+                lseek(file, 0, Whence::SeekSet)?;
+                return Ok(true);
+            }
+            Err(error) => return Err(error.into()),
+        };
+    }
+    lseek(file, 0, Whence::SeekSet)?;
+    Ok(false)
 }
 
 fn encode_xattr(name: &OsStr, value: Vec<u8>) -> (String, Vec<u8>) {

@@ -14,8 +14,8 @@ use super::{
 };
 use crate::spec::ContainerName;
 
-/// Tries one by one before the taken addresses are listed.
-const DIRECT_TRIES: u32 = 8;
+/// A container's address is looked for at the beginning of its walk before all are listed.
+const DIRECT_TRIES: usize = 8;
 
 /// The addresses containers get: the hosts of a network, without some.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,25 +62,42 @@ impl Pool {
     }
 }
 
-/// Gives `container` an address of the pool; called again, the same one (unless an earlier one of its walk was freed).
+/// The address `container` has; nothing is reserved. Should there be several, the first of its walk.
+pub async fn find(store: &Store, container: &ContainerName, pool: &Pool) -> Result<Option<Ipv4Addr>, StoreError> {
+    Ok(look_up(store, container, pool).await?.ok())
+}
+
+/// The container's address, or all that are taken.
+async fn look_up(
+    store: &Store,
+    container: &ContainerName,
+    pool: &Pool,
+) -> Result<Result<Ipv4Addr, BTreeSet<Ipv4Addr>>, StoreError> {
+    let nearest = pool.walk(container).take(DIRECT_TRIES).map(|address| async move {
+        let owner = owner(store, address).await?;
+        Ok::<_, StoreError>((owner.as_ref() == Some(container)).then_some(address))
+    });
+    let nearest = futures_util::future::try_join_all(nearest).await?;
+    if let Some(address) = nearest.into_iter().flatten().next() {
+        return Ok(Ok(address));
+    }
+    let all = all(store).await?;
+    let own: Vec<Ipv4Addr> = all.iter().filter(|(_, owner)| owner == container).map(|(address, _)| *address).collect();
+    // Another node's pool may be another one: the address stays the container's.
+    let first = pool.walk(container).find(|address| own.contains(address)).or_else(|| own.iter().min().copied());
+    Ok(first.ok_or_else(|| all.into_iter().map(|(address, _)| address).collect()))
+}
+
+/// Gives `container` an address of the pool; one that has an address already keeps it, whatever has been freed since.
 ///
 /// # Errors
 /// [`StoreError::PoolExhausted`].
 pub async fn allocate(store: &Store, container: &ContainerName, pool: &Pool) -> Result<Ipv4Addr, StoreError> {
-    let mut taken = None;
-    for (tries, address) in pool.walk(container).enumerate() {
-        if tries as u32 == DIRECT_TRIES {
-            let all = all(store).await?;
-            if let Some((address, _)) =
-                all.iter().find(|(a, owner)| owner == container && pool.walk(container).any(|w| w == *a))
-            {
-                return Ok(*address);
-            }
-            taken = Some(all.into_iter().map(|(a, _)| a).collect::<BTreeSet<_>>());
-        }
-        if taken.as_ref().is_some_and(|t| t.contains(&address)) {
-            continue;
-        }
+    let taken = match look_up(store, container, pool).await? {
+        Ok(address) => return Ok(address),
+        Err(taken) => taken,
+    };
+    for address in pool.walk(container).filter(|address| !taken.contains(address)) {
         if try_reserve(store, container, address).await?.is_none() {
             return Ok(address);
         }

@@ -1,6 +1,6 @@
 //! Joining: is this the right store, does it keep its promise, and is our name free?
 
-use std::time::Duration;
+use std::{net::Ipv4Addr, time::Duration};
 
 use bytes::Bytes;
 use chrono::{DateTime, SubsecRound, Utc};
@@ -65,6 +65,17 @@ pub struct ClusterInfo {
     pub created: bool,
 }
 
+/// What a node knows of its store before it joins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Expected {
+    /// It was never in one.
+    AnyStore,
+    /// It was in one, but which is not known any more.
+    UsedStore,
+    /// The store with this id.
+    Id(String),
+}
+
 /// `nodes/<node>`: who goes by this name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeRecord {
@@ -73,6 +84,9 @@ pub struct NodeRecord {
     pub nonce: String,
     /// Where peers reach it, `host:port`.
     pub address: String,
+    /// The address of its bridge, in the containers' network: no container gets it. Not in records of the first releases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bridge: Option<Ipv4Addr>,
     /// The node's clock; for people.
     pub at: DateTime<Utc>,
 }
@@ -89,9 +103,21 @@ impl Store {
     /// # Errors
     /// [`StoreError::WrongCluster`], [`StoreError::TooNew`], and all of [`Store::put_new`].
     pub async fn init_or_join(&self, cluster: &str) -> Result<ClusterInfo, StoreError> {
+        self.join(cluster, &Expected::AnyStore).await
+    }
+
+    /// As [`Store::init_or_join`], but only the store that is expected: a node that was in one before neither makes an empty
+    /// directory its store nor takes another for it. There its containers would look like nobody's.
+    ///
+    /// # Errors
+    /// Besides those, [`StoreError::Emptied`] and [`StoreError::OtherStore`]; nothing is written then.
+    pub async fn join(&self, cluster: &str, expected: &Expected) -> Result<ClusterInfo, StoreError> {
         let existing = self.get_opt(keys::CLUSTER, record::MAX_RECORD).await?;
         let (bytes, created) = match existing {
             Some(bytes) => (bytes, false),
+            None if *expected != Expected::AnyStore => {
+                return Err(StoreError::Emptied { url: self.url().to_owned() });
+            }
             None => {
                 let marker = Marker {
                     magic: MAGIC.to_owned(),
@@ -112,6 +138,12 @@ impl Store {
                 wanted: cluster.to_owned(),
             });
         }
+        if let Expected::Id(id) = expected
+            && *id != marker.id
+        {
+            let (url, found, wanted) = (self.url().to_owned(), marker.id, id.clone());
+            return Err(StoreError::OtherStore { url, found, wanted });
+        }
         if let Backend::Directory { guard, .. } = &self.inner.backend {
             guard.expect_store(&marker.id);
         }
@@ -131,6 +163,15 @@ impl Store {
             deleted?;
         }
         Ok(())
+    }
+
+    /// What time it is by the clock that dates the store's objects.
+    pub async fn clock(&self) -> Result<DateTime<Utc>, StoreError> {
+        let key = format!("probe/{}", record::nonce());
+        self.put_new(&key, Bytes::from_static(b"clock")).await?;
+        let there = self.stat(&key).await;
+        self.delete(&key).await?;
+        there?.map(|object| object.modified).ok_or(StoreError::NotFound { key })
     }
 
     async fn probe_once(&self, key: &str) -> Result<(), StoreError> {
@@ -156,6 +197,19 @@ impl Store {
             None => contents.iter().any(|c| there == c.as_bytes()),
         };
         if good { Ok(()) } else { Err(bad(format!("{key} does not hold what its creator wrote"))) }
+    }
+
+    /// Every node that ever registered. One whose record cannot be read is left out.
+    pub async fn node_records(&self) -> Result<Vec<NodeRecord>, StoreError> {
+        let mut records = Vec::new();
+        for object in self.list(keys::NODES).await? {
+            match record::read_opt(self, &object.key).await {
+                Ok(record) => records.extend(record),
+                Err(error) if error.is_retryable() => return Err(error),
+                Err(error) => tracing::warn!(error = crate::chain(&error), "a node's record cannot be read"),
+            }
+        }
+        Ok(records)
     }
 
     /// Registers this node's name, or finds its own record of an earlier run (the same nonce).

@@ -58,6 +58,16 @@ pub enum StoreError {
     )]
     WrongCluster { url: String, found: String, wanted: String },
     #[error(
+        "the store {url} is empty, and this node has been in a store before: the mount is not there, or the URL is another \
+         one, or the store was wiped. Mount it, or correct the URL; nothing was changed"
+    )]
+    Emptied { url: String },
+    #[error(
+        "the store {url} is not the one this node was in before (it has the id {found}, that one {wanted}): mount the right \
+         one, or correct the URL; nothing was changed"
+    )]
+    OtherStore { url: String, found: String, wanted: String },
+    #[error(
         "{key:?} has format version {found}, this program reads up to {known}; upgrade ha-manager on this node \
          (nothing was changed)"
     )]
@@ -71,6 +81,8 @@ pub enum StoreError {
     PoolExhausted { pool: String, container: String },
     #[error("the address {address} belongs to container {owner:?}; choose another for {container:?}")]
     AddressTaken { address: std::net::Ipv4Addr, owner: String, container: String },
+    #[error("the address {address} is node {node}'s own; choose another for {container:?}")]
+    AddressOfNode { address: std::net::Ipv4Addr, node: String, container: String },
     #[error("{op}: the local file {}", path.display())]
     LocalFile { op: &'static str, path: PathBuf, source: io::Error },
     #[error("{op} {key:?}: an operation on the store ended abnormally")]

@@ -7,8 +7,10 @@ use std::net::Ipv4Addr;
 use crate::spec::{ContainerName, Epoch, NodeName, SnapshotId};
 
 pub const CLUSTER: &str = "cluster";
+pub const NODES: &str = "nodes/";
 pub const APPS: &str = "apps/";
 pub const OWNERS: &str = "owners/";
+pub const BLOBS: &str = "blobs/";
 pub const ADDRESSES: &str = "addresses/";
 pub const BEATS: &str = "beats/";
 pub const SNAPSHOTS: &str = "snapshots/";
@@ -16,7 +18,7 @@ pub const SNAPSHOTS: &str = "snapshots/";
 pub const MANIFEST: &str = "manifest";
 
 pub fn node(name: &NodeName) -> String {
-    format!("nodes/{name}")
+    format!("{NODES}{name}")
 }
 
 pub fn beat(node: &NodeName, number: u64) -> String {
@@ -25,7 +27,7 @@ pub fn beat(node: &NodeName, number: u64) -> String {
 
 /// `digest`: 64 hex digits of blake3.
 pub fn blob(digest: &blake3::Hash) -> String {
-    format!("blobs/{}", digest.to_hex())
+    format!("{BLOBS}{}", digest.to_hex())
 }
 
 pub fn apps(container: &ContainerName) -> String {

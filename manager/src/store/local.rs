@@ -8,13 +8,13 @@
 use std::{
     collections::BTreeSet,
     fs::File,
-    io,
+    io::{self, Read},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Mutex,
 };
 
-use super::{StoreError, cluster::Marker, keys};
+use super::{StoreError, cluster::Marker, keys, record::MAX_RECORD};
 
 /// Device and inode of the directory.
 type Identity = (u64, u64);
@@ -57,7 +57,7 @@ impl Guard {
         let Some(wanted) = lock(&self.store_id).clone() else {
             return Err(replaced("another directory is there now".to_owned()));
         };
-        let bytes = std::fs::read(self.root.join(keys::CLUSTER)).map_err(|e| {
+        let bytes = read_capped(&self.root.join(keys::CLUSTER)).map_err(|e| {
             replaced(format!("another directory is there now, and its cluster object is unreadable: {e}"))
         })?;
         match Marker::decode(&bytes) {
@@ -88,6 +88,13 @@ impl Guard {
         }
         Ok(())
     }
+}
+
+/// Whoever made the directory that is there now may have put anything there.
+fn read_capped(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_RECORD + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_RECORD { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(bytes) }
 }
 
 /// The guarded values are replaced whole, so a panic elsewhere cannot leave them half-written.

@@ -37,7 +37,7 @@ use futures_util::StreamExt;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, local::LocalFileSystem, path::Path};
 use tokio::sync::Semaphore;
 
-pub use cluster::{ClusterInfo, NodeRecord};
+pub use cluster::{ClusterInfo, Expected, NodeRecord};
 pub use error::StoreError;
 pub use open::StoreOptions;
 pub use transfer::Received;
@@ -184,10 +184,15 @@ impl Store {
 
     /// The object's size, or `None`.
     pub async fn head(&self, key: &str) -> Result<Option<u64>, StoreError> {
+        Ok(self.stat(key).await?.map(|object| object.size))
+    }
+
+    /// What a listing would say of the object, or `None`.
+    pub async fn stat(&self, key: &str) -> Result<Option<Listed>, StoreError> {
         let path = self.path("look at", key)?;
         let store = self.inner.durable();
         match self.run("look at", key, 0, async move { store.head(&path).await }).await {
-            Ok(meta) => Ok(Some(meta.size)),
+            Ok(meta) => Ok(Some(Listed { key: meta.location.into(), size: meta.size, modified: meta.last_modified })),
             Err(e) if e.is_not_found() => Ok(None),
             Err(e) => Err(e),
         }

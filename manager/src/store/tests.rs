@@ -131,6 +131,23 @@ async fn another_cluster_or_a_newer_format_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_in_a_store_takes_no_other_and_no_empty_one_for_it() {
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mine = open(&dir).await.init_or_join("test").await.unwrap();
+    let expected = Expected::Id(mine.id.clone());
+    let empty = Store::open(&url(other.path())).await.unwrap();
+    for expected in [&expected, &Expected::UsedStore] {
+        assert!(matches!(empty.join("test", expected).await, Err(StoreError::Emptied { .. })), "{expected:?}");
+    }
+    assert_eq!(fs::read_dir(other.path()).unwrap().count(), 0, "nothing may be written there");
+    let found = empty.init_or_join("test").await.unwrap().id;
+    let error = empty.join("test", &expected).await.unwrap_err();
+    assert!(matches!(&error, StoreError::OtherStore { found: f, wanted, .. } if *f == found && *wanted == mine.id));
+    assert_eq!(open(&dir).await.join("test", &expected).await.unwrap().id, mine.id);
+    assert_eq!(empty.join("test", &Expected::UsedStore).await.unwrap().id, found);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn twenty_nodes_joining_at_once_make_one_store() {
     let dir = tempfile::tempdir().unwrap();
     let joins = (0..20).map(|_| {
@@ -251,12 +268,18 @@ async fn a_node_name_is_given_once() {
         node: "n1".parse().unwrap(),
         nonce: nonce.into(),
         address: address.into(),
+        bridge: Some(Ipv4Addr::new(10, 77, 0, 1)),
         at: chrono::DateTime::UNIX_EPOCH,
     };
     let first = store.claim_node_name(&record("a", "10.77.0.1:1")).await.unwrap();
     assert_eq!(store.claim_node_name(&record("a", "10.77.0.1:1")).await.unwrap(), first);
     let error = store.claim_node_name(&record("b", "10.77.0.2:1")).await.unwrap_err();
     assert!(error.to_string().contains("10.77.0.1:1"), "{error}");
+    // Also those that an earlier release wrote.
+    let old = r#"{"node":"n2","nonce":"c","address":"10.77.0.2:1","at":"1970-01-01T00:00:00Z"}"#;
+    fs::write(dir.path().join("nodes/n2"), old).unwrap();
+    let bridges: Vec<_> = store.node_records().await.unwrap().into_iter().map(|record| record.bridge).collect();
+    assert_eq!(bridges, [Some(Ipv4Addr::new(10, 77, 0, 1)), None]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -289,6 +312,34 @@ async fn addresses_are_given_once_and_come_back_to_their_container() {
     assert_eq!(addresses::owner(&store, address).await.unwrap(), Some(owner.clone()));
     addresses::release(&store, &owner, address).await.unwrap();
     addresses::reserve(&store, &container("other"), address).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_keeps_its_address_when_one_it_would_have_liked_better_is_freed() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir).await;
+    let pool = addresses::Pool { network: Ipv4Addr::new(10, 77, 1, 0), prefix_len: 24, exclude: BTreeSet::new() };
+    let (name, other) = (container("b"), container("a"));
+    assert_eq!(addresses::find(&store, &name, &pool).await.unwrap(), None);
+    assert_eq!(addresses::all(&store).await.unwrap(), [], "a question reserves nothing");
+    // Once among those that are asked for directly, once beyond them.
+    for before in [1, 20] {
+        let walk: Vec<_> = pool.walk(&name).take(before).collect();
+        for address in &walk {
+            addresses::reserve(&store, &other, *address).await.unwrap();
+        }
+        let given = addresses::allocate(&store, &name, &pool).await.unwrap();
+        assert_eq!(Some(given), pool.walk(&name).nth(before));
+        for address in &walk {
+            addresses::release(&store, &other, *address).await.unwrap();
+        }
+        assert_eq!(addresses::allocate(&store, &name, &pool).await.unwrap(), given);
+        assert_eq!(addresses::find(&store, &name, &pool).await.unwrap(), Some(given));
+        // A node whose pool is another one.
+        let elsewhere = addresses::Pool { network: Ipv4Addr::new(10, 78, 1, 0), ..pool.clone() };
+        assert_eq!(addresses::allocate(&store, &name, &elsewhere).await.unwrap(), given);
+        addresses::release(&store, &name, given).await.unwrap();
+    }
 }
 
 #[test]

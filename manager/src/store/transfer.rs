@@ -36,23 +36,37 @@ impl Store {
         let store = self.inner.durable();
         let upload = self.run("write", key, 0, async move { store.put_multipart(&path).await }).await?;
         let mut write = WriteMultipart::new_with_chunk_size(upload, PART);
+        let size = match self.feed(key, &mut write, &mut stream).await {
+            Ok(size) => size,
+            Err(error) => {
+                // Its parts would stay, and cost. The first error is the one to report; an upload that cannot be aborted
+                // either expires in the store.
+                let _ = tokio::time::timeout(self.deadline(), write.abort()).await;
+                return Err(error);
+            }
+        };
+        // What is in flight, and the synchronisation of the whole. It aborts by itself.
+        self.step("write", key, size.min(1 << 30) as usize, write.finish()).await?;
+        checked(&self.inner.guard()).await?;
+        Ok(size)
+    }
+
+    async fn feed<S>(&self, key: &str, write: &mut WriteMultipart, stream: &mut S) -> Result<u64, StoreError>
+    where
+        S: Stream<Item = std::io::Result<Bytes>> + Unpin + Send,
+    {
         let mut size = 0;
         while let Some(chunk) = stream.next().await {
-            let chunk = match chunk {
-                Ok(chunk) => chunk,
-                Err(source) => {
-                    // The reason is the source's error; an upload that cannot be aborted either expires in the store.
-                    let _ = tokio::time::timeout(self.deadline(), write.abort()).await;
-                    return Err(StoreError::Internal { op: "read for", key: key.to_owned(), source: source.into() });
-                }
+            let unread = |source: std::io::Error| StoreError::Internal {
+                op: "read for",
+                key: key.to_owned(),
+                source: source.into(),
             };
+            let chunk = chunk.map_err(unread)?;
             size += chunk.len() as u64;
             self.step("write", key, chunk.len(), write.wait_for_capacity(CONCURRENCY)).await?;
             write.put(chunk);
         }
-        // What is in flight, and the synchronisation of the whole.
-        self.step("write", key, size.min(1 << 30) as usize, write.finish()).await?;
-        checked(&self.inner.guard()).await?;
         Ok(size)
     }
 

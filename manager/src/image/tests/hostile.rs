@@ -173,3 +173,30 @@ async fn announced_sizes_are_not_believed() {
         lab.ensure(&store_raw(&lab, header.as_bytes())).await.unwrap_err();
     }
 }
+
+/// Paths of some kilobytes imply a thousand directories each, none of which the layer holds.
+#[tokio::test]
+async fn directories_that_are_only_implied_cost_as_others_do() {
+    let lab = Lab::new();
+    let deep = |layer: usize, n: usize| file(&format!("{layer}-{n}{}", "/a".repeat(900)), "");
+    let layer = |number: usize| tar_of(&(0..20).map(|n| deep(number, n)).collect::<Vec<_>>());
+    let import_with = async |layers: &[Vec<u8>], limits: Limits| {
+        let _ = fs::remove_dir_all(lab.path("image"));
+        Image::new(layers).write_layout(&lab.path("image"));
+        let source = classify("./image", lab.dir.path()).unwrap();
+        let options = ImportOptions { limits, ..lab.options() };
+        import(&source, "x", &lab.store, &options, &silent()).await
+    };
+    // Of twenty files there are eighteen thousand directories, with paths of sixteen megabytes in all.
+    let error = import_with(&[layer(0)], Limits { entries: 1000, ..Limits::default() }).await.unwrap_err();
+    assert!(matches!(error, ImageError::Limit { limit: 1000, .. }), "{error}");
+    let limits = Limits { metadata_bytes: 1 << 20, ..Limits::default() };
+    let error = import_with(&[layer(0)], limits).await.unwrap_err();
+    assert!(matches!(error, ImageError::Limit { limit: 1_048_576, .. }), "{error}");
+    // Each layer is within the limit, all together are not.
+    let limits = Limits { metadata_bytes: 50 << 20, ..Limits::default() };
+    let layers: Vec<_> = (0..4).map(layer).collect();
+    import_with(&layers[..1], limits.clone()).await.unwrap();
+    let error = import_with(&layers, limits).await.unwrap_err();
+    assert!(matches!(error, ImageError::Limit { .. }) && error.to_string().contains("below"), "{error}");
+}

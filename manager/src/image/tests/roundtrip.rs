@@ -97,6 +97,12 @@ async fn the_same_tree_is_stored_once() {
     let second = lab.import("./root").await.unwrap();
     assert_eq!(first, second);
     assert_eq!(lab.store.puts.load(std::sync::atomic::Ordering::SeqCst), 1);
+    // One that was cut short is there by name only.
+    let blob = lab.store.blob(&first.layers[0].digest);
+    let whole = fs::read(&blob).unwrap();
+    fs::write(&blob, &whole[..whole.len() / 2]).unwrap();
+    assert_eq!(lab.import("./root").await.unwrap(), first);
+    assert!(fs::read(&blob).unwrap() == whole, "it was not repaired");
     // A copy that came back from the store is the same tree, so the same object.
     let dirs = lab.ensure(&first).await.unwrap();
     let third = lab.import(dirs[0].to_str().unwrap()).await.unwrap();
