@@ -145,7 +145,7 @@ impl Actor {
             leave_running: true,
             timeout: self.ctx.config.checkpoint.timeout,
         };
-        let (ctx, name) = (Arc::clone(&self.ctx), self.name.clone());
+        let (ctx, name, mac) = (Arc::clone(&self.ctx), self.name.clone(), self.identity.mac);
         launch::blocking(move || {
             let clean = || {
                 // The dump's error is the one to report; a directory left behind is replaced by the next of its name.
@@ -155,16 +155,17 @@ impl Actor {
             clean();
             let made = fs::create_dir_all(&images).and_then(|()| fs::create_dir_all(&staging));
             let outcome = made.map_err(|error| format!("cannot make room for the images: {error}")).and_then(|()| {
-                let gate = ctx.network.gate(&name).map_err(|error| crate::chain(&error))?;
+                let gate = ctx.network.holding_gate(&name, mac).map_err(|error| crate::chain(&error))?;
                 let mut gate = PortGate { gate, stay_closed };
-                ctx.dumper.dump(&request, &mut gate).map_err(|error| crate::chain(&error))
+                let outcome = ctx.dumper.dump(&request, &mut gate).map_err(|error| crate::chain(&error));
+                if outcome.is_err() && stay_closed {
+                    // The move is off: the container goes on here.
+                    let _ = gate.gate.open();
+                }
+                outcome
             });
             if outcome.is_err() {
                 clean();
-                if stay_closed {
-                    // The move is off: the container goes on here.
-                    let _ = ctx.network.gate(&name).and_then(|mut gate| gate.open());
-                }
             }
             outcome
         })
