@@ -52,6 +52,11 @@ pub enum DumpError {
     GateClose { source: io::Error },
     #[error("the network gate could not be opened again: the container runs but cannot be reached")]
     GateOpen { source: io::Error },
+    #[error(
+        "CRIU refused connections that the program has not accepted yet: this CRIU does not know how to leave them out \
+         (tcp_skip_in_flight); use CRIU 4 or newer (`scripts/setup` chooses one). It said: {lines}"
+    )]
+    InFlight { lines: String },
     #[error("the container's files could not be copied, so the dump was given up; the container goes on running")]
     Capture { source: CaptureError },
     #[error("the CPU could not be described for the images")]
@@ -223,7 +228,7 @@ impl Dumper {
             (_, Err(source)) if !matches!(source, CaptureError::Cancelled) => DumpError::Capture { source },
             _ => {
                 let lines = logs::decisive_lines(&request.work.join("dump.log"));
-                DumpError::Criu { lines: lines.unwrap_or_else(|| "it gave no reason".to_owned()) }
+                criu_failed(lines.unwrap_or_else(|| "it gave no reason".to_owned()))
             }
         }
     }
@@ -249,8 +254,8 @@ impl Dumper {
             ghost_limit: Some(preflight::ghost_limit(request.init_pid)),
             external: vec![format!("net[{netns}]:extRootNetNS")],
             timeout: Some(seconds),
+            tcp_skip_in_flight: Some(true),
             network_lock: Some(rpc::NETWORK_LOCK_SKIP),
-            ..Default::default()
         })
     }
 
@@ -269,6 +274,10 @@ impl Dumper {
     fn untouched(&self, source: SwrkError) -> DumpError {
         DumpError::Swrk { source, remains: Remains::untouched() }
     }
+}
+
+fn criu_failed(lines: String) -> DumpError {
+    if lines.contains("In-flight connection (l)") { DumpError::InFlight { lines } } else { DumpError::Criu { lines } }
 }
 
 fn gone(pid: i32) -> DumpError {
@@ -322,5 +331,20 @@ impl From<GateFailure> for io::Error {
         match failure {
             GateFailure::Close(error) | GateFailure::Open(error) => error,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_criu_that_does_not_know_the_option_is_named_with_the_remedy() {
+        // As CRIU says it without the option, which it ignores when it does not know it.
+        let log =
+            "Error (criu/sk-inet.c:186): inet: In-flight connection (l) for 2a; Error (criu/sk-inet.c:187): inet: …";
+        let error = criu_failed(log.to_owned()).to_string();
+        assert!(error.contains("CRIU 4 or newer") && error.contains("for 2a"), "{error}");
+        assert!(matches!(criu_failed("Error (criu/x.c:1): else".to_owned()), DumpError::Criu { .. }));
     }
 }

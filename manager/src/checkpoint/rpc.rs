@@ -55,6 +55,8 @@ pub struct Opts {
     /// Seconds CRIU gives itself to stop the processes.
     #[prost(uint32, optional, tag = "45")]
     pub timeout: Option<u32>,
+    #[prost(bool, optional, tag = "46")]
+    pub tcp_skip_in_flight: Option<bool>,
     #[prost(int32, optional, tag = "64")]
     pub network_lock: Option<i32>,
 }

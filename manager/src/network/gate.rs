@@ -3,13 +3,22 @@
 //! A closed port is in the spanning tree's *listening* state: the bridge forwards nothing into it and drops all that
 //! comes out of it, while the link stays up on both ends. *Disabled* would do the same, but the kernel enables a disabled
 //! port by itself at the next change of its link; it leaves a listening one alone.
+//!
+//! A gate that holds keeps what comes for the container meanwhile and hands it over right after opening ([`Hold`]); without
+//! one it is lost, and sent again by whoever cares.
 
-use std::io;
+use std::{
+    io,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
-use super::NetworkError;
+use super::{
+    NetworkError,
+    hold::{Hold, Shut},
+};
 
 const RTM_SETLINK: u16 = 19;
 const IFLA_PROTINFO: u16 = 12;
@@ -24,17 +33,23 @@ const MESSAGE: usize = 44;
 const SEQUENCE_AT: usize = 8;
 
 /// One container's gate. Opening and closing send a message that was prepared when this was made: no allocation, no
-/// lookup. Dropping it does not change the gate; one left closed by a manager that died is opened by the next.
+/// lookup. Dropping it does not change the gate; one left closed by a manager that died is opened by the next. What it
+/// holds is dropped with it.
 pub struct Gate {
     socket: Socket,
     container: String,
+    host_index: u32,
+    hold: Option<Hold>,
+    /// Why this closing could not hold; said once the gate is open again.
+    trouble: Option<io::Error>,
+    shut: Shut,
     close: [u8; MESSAGE],
     open: [u8; MESSAGE],
     sequence: u32,
 }
 
 impl Gate {
-    pub(super) fn new(container: String, host_index: u32) -> Result<Self, NetworkError> {
+    pub(super) fn new(container: String, host_index: u32, shut: Shut) -> Result<Self, NetworkError> {
         let prepare = || -> io::Result<Socket> {
             let mut socket = Socket::new(NETLINK_ROUTE)?;
             socket.bind_auto()?;
@@ -47,10 +62,27 @@ impl Gate {
         Ok(Self {
             socket,
             container,
+            host_index,
+            hold: None,
+            trouble: None,
+            shut,
             close: message(host_index, LISTENING),
             open: message(host_index, FORWARDING),
             sequence: 0,
         })
+    }
+
+    pub(super) fn host_index(&self) -> u32 {
+        self.host_index
+    }
+
+    /// Makes it hold from the next closing on, if `hold` is there.
+    pub(super) fn holding(mut self, hold: io::Result<Hold>) -> Self {
+        match hold {
+            Ok(hold) => self.hold = Some(hold),
+            Err(error) => drops(&self.container, &error),
+        }
+        self
     }
 
     /// From its return on nothing passes in either direction. What the container had already been handed by then is in
@@ -59,15 +91,39 @@ impl Gate {
     /// # Errors
     /// [`NetworkError::NotAttached`] when the container's link is not in the bridge.
     pub fn close(&mut self) -> Result<(), NetworkError> {
-        self.set(true)
+        // Before the port, so that no frame falls between; and not dropped here when it fails: the kernel would wait for
+        // its readers, and the container with it.
+        self.trouble = self.hold.as_mut().and_then(|hold| hold.begin().err());
+        self.shut.set(self.host_index, true);
+        self.set(true).inspect_err(|_| {
+            self.shut.set(self.host_index, false);
+            if let Some(hold) = &mut self.hold {
+                hold.forget();
+            }
+        })
     }
 
-    /// Lets everything pass again. Opening an open gate changes nothing.
+    /// Lets everything pass again, first of all what was held. Opening an open gate changes nothing.
     ///
     /// # Errors
     /// [`NetworkError::NotAttached`] when the container's link is not in the bridge.
     pub fn open(&mut self) -> Result<(), NetworkError> {
-        self.set(false)
+        if let Some(hold) = &mut self.hold {
+            hold.gather();
+        }
+        self.set(false)?;
+        self.shut.set(self.host_index, false);
+        if let Some(hold) = &mut self.hold {
+            // Only now: the container's answers have to get out.
+            let (delivered, lost) = hold.deliver();
+            if lost > 0 {
+                tracing::info!(container = %self.container, delivered, lost, "not everything fitted while the gate was closed");
+            }
+        }
+        if let Some(error) = self.trouble.take() {
+            drops(&self.container, &error);
+        }
+        Ok(())
     }
 
     fn set(&mut self, closed: bool) -> Result<(), NetworkError> {
@@ -101,6 +157,19 @@ impl Gate {
             let code = i32::from_ne_bytes([answer[16], answer[17], answer[18], answer[19]]);
             return if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(code.saturating_neg())) };
         }
+    }
+}
+
+/// Said once: it is about the node, and every checkpoint would say it again.
+fn drops(container: &str, error: &io::Error) {
+    static SAID: AtomicBool = AtomicBool::new(false);
+    if !SAID.swap(true, Ordering::Relaxed) {
+        tracing::warn!(
+            container,
+            %error,
+            "what arrives in a checkpoint cannot be held on this node and is dropped: new connections then take about a \
+             second longer; holding needs CAP_NET_RAW and packet sockets with PACKET_VNET_HDR (CONFIG_PACKET)"
+        );
     }
 }
 

@@ -19,7 +19,10 @@ mod bridge;
 #[cfg(test)]
 mod bridge_tests;
 mod error;
+mod filter;
 mod gate;
+mod hold;
+mod kept;
 mod kill;
 mod netlink;
 mod netns;
@@ -30,6 +33,8 @@ mod survivors;
 mod testing;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_gate;
 mod veth;
 
 use std::{
@@ -50,7 +55,11 @@ pub use self::{
     probe::{Conflict, ConflictKind, PROBE_TIMEOUT, probe},
     survivors::{ConnectionFate, Fate, ImagesError, SurvivorLimits, SurvivorReport, Survivors},
 };
-use self::{netlink::Rtnl, veth::Plan};
+use self::{
+    hold::{Hold, Links, Shut},
+    netlink::Rtnl,
+    veth::Plan,
+};
 use crate::spec::{ContainerName, Mac};
 
 const NETNS_PREFIX: &str = "ha-";
@@ -98,6 +107,7 @@ pub struct Attachment {
 pub struct Network {
     config: NetworkConfig,
     rtnl: Mutex<Rtnl>,
+    shut: Shut,
     /// Whether the kernel has IPv6; without it, it refuses to be told about it.
     ipv6: bool,
 }
@@ -114,7 +124,7 @@ impl Network {
         }
         let rtnl = Mutex::new(Rtnl::open().map_err(NetworkError::kernel("opening rtnetlink"))?);
         let ipv6 = Path::new("/proc/sys/net/ipv6").exists();
-        Ok(Self { config, rtnl, ipv6 })
+        Ok(Self { config, rtnl, shut: Shut::default(), ipv6 })
     }
 
     pub fn config(&self) -> &NetworkConfig {
@@ -195,17 +205,48 @@ impl Network {
             let (bridge, _) = bridge::find(&mut rtnl, &self.config.bridge)?;
             enslave(&mut rtnl, attachment, bridge)?;
         }
+        // A new port is open.
+        self.shut.set(attachment.host_index, false);
         announce::start(&attachment.netns, attachment.identity.ip, attachment.identity.mac)
             .map_err(NetworkError::kernel(format!("announcing {}", attachment.identity.ip)))
     }
 
-    /// The container's gate. To be kept: making it costs more than using it.
+    /// Takes the container off the wire; the rest of its network stays.
+    #[cfg(test)]
+    fn detach(&self, attachment: &Attachment) -> Result<(), NetworkError> {
+        enslave(&mut self.rtnl(), attachment, 0)
+    }
+
+    /// The container's gate, which drops what arrives while it is closed.
     ///
     /// # Errors
     /// [`NetworkError::NotBuilt`] when the container has no network here.
     pub fn gate(&self, container: &ContainerName) -> Result<Gate, NetworkError> {
         let index = index_of(&mut self.rtnl(), container, &host_link_name(container))?;
-        Gate::new(container.to_string(), index)
+        Gate::new(container.to_string(), index, self.shut.clone())
+    }
+
+    /// The gate of the container with that MAC address, which holds what arrives while it is closed and hands it over when
+    /// it opens. Where that is not possible it drops, and a warning says so. Making it and dropping it takes milliseconds.
+    ///
+    /// # Errors
+    /// [`NetworkError::NotBuilt`] when the container has no network here.
+    pub fn holding_gate(&self, container: &ContainerName, mac: Mac) -> Result<Gate, NetworkError> {
+        let gate = self.gate(container)?;
+        let links = self.links_around(gate.host_index());
+        Ok(gate.holding(links.and_then(|links| Hold::prepare(links, mac, self.shut.clone()))))
+    }
+
+    fn links_around(&self, host: u32) -> io::Result<Links> {
+        let mut rtnl = self.rtnl();
+        let bridge = rtnl.link(&self.config.bridge)?.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))?;
+        let bridge = bridge.header.index;
+        let all = rtnl.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+        let ports = all.iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewLink(link) if bridge::master(link) == Some(bridge) => Some(link.header.index),
+            _ => None,
+        });
+        Ok(Links { host, bridge, ports: ports.collect() })
     }
 
     /// Removes all of the container's network. What is not there is no error.

@@ -1,4 +1,4 @@
-//! Raw Ethernet frames through one link (AF_PACKET), non-blocking, with a deadline for each receive.
+//! Raw Ethernet frames through one link or past all of them (AF_PACKET), non-blocking.
 
 use std::{
     io,
@@ -8,12 +8,29 @@ use std::{
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::filter::Instruction;
+
 /// Frames of every protocol (`ETH_P_ALL`), outgoing ones too.
 pub(super) const ALL: u16 = libc::ETH_P_ALL as u16;
 
 pub(super) struct PacketSocket {
     fd: OwnedFd,
     index: u32,
+}
+
+/// Bytes of `struct virtio_net_hdr` before each packet of a socket [`PacketSocket::with_offload_header`].
+pub(super) const OFFLOAD_HEADER: usize = 10;
+/// From `linux/if_packet.h`.
+const PACKET_VNET_HDR: libc::c_int = 15;
+
+/// A packet as it was received.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Seen {
+    /// Of the whole packet; more than the buffer has room for when it was cut.
+    pub(super) length: usize,
+    /// The index of the link.
+    pub(super) link: u32,
+    pub(super) direction: Direction,
 }
 
 /// Where a frame that was seen on the link was going.
@@ -25,7 +42,8 @@ pub(super) enum Direction {
 }
 
 impl PacketSocket {
-    /// On the link with that index of the calling thread's network namespace. Protocol 0 receives nothing.
+    /// On the link with that index of the calling thread's network namespace. Protocol 0 receives nothing, index 0 is no
+    /// link in particular.
     #[allow(unsafe_code)]
     pub(super) fn open(index: u32, protocol: u16) -> io::Result<Self> {
         // SAFETY: socket() takes no pointers.
@@ -34,18 +52,67 @@ impl PacketSocket {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: the descriptor was just made and nothing else owns it.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        let socket = Self { fd: unsafe { OwnedFd::from_raw_fd(fd) }, index };
         // Bound to link and protocol in one step, so that no frame of another link gets in before.
-        // SAFETY: sockaddr_ll is plain data, for which zero is a value.
-        let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-        address.sll_family = libc::AF_PACKET as u16;
-        address.sll_protocol = protocol.to_be();
-        address.sll_ifindex = i32::try_from(index).map_err(io::Error::other)?;
+        socket.bind(index, protocol)?;
+        Ok(socket)
+    }
+
+    #[allow(unsafe_code)]
+    fn bind(&self, index: u32, protocol: u16) -> io::Result<()> {
+        let address = address(index, protocol)?;
         // SAFETY: the pointer and the length describe `address`, which outlives the call.
         let bound = unsafe {
-            libc::bind(fd.as_raw_fd(), (&raw const address).cast(), size_of::<libc::sockaddr_ll>() as libc::socklen_t)
+            libc::bind(
+                self.fd.as_raw_fd(),
+                (&raw const address).cast(),
+                size_of::<libc::sockaddr_ll>() as libc::socklen_t,
+            )
         };
-        if bound < 0 { Err(io::Error::last_os_error()) } else { Ok(Self { fd, index }) }
+        if bound < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// From here on it receives the frames of every link of its namespace, both ways. For a socket that was opened with
+    /// index and protocol 0, and quick then.
+    pub(super) fn hear_all_links(&self) -> io::Result<()> {
+        self.bind(0, ALL)
+    }
+
+    /// Every packet, received or sent, then begins with [`OFFLOAD_HEADER`] bytes that say what is left to be done to it:
+    /// a checksum to be filled in, a segment to be cut. So it leaves as it came.
+    #[allow(unsafe_code)]
+    pub(super) fn with_offload_header(&self) -> io::Result<()> {
+        let on: libc::c_int = 1;
+        // SAFETY: the pointer and the length describe `on`, which outlives the call.
+        let set = unsafe {
+            libc::setsockopt(
+                self.fd.as_raw_fd(),
+                libc::SOL_PACKET,
+                PACKET_VNET_HDR,
+                (&raw const on).cast(),
+                size_of::<libc::c_int>() as libc::socklen_t,
+            )
+        };
+        if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// Replaces the filter of what is received.
+    #[allow(unsafe_code)]
+    pub(super) fn filter(&self, program: &[Instruction]) -> io::Result<()> {
+        let len = u16::try_from(program.len()).map_err(io::Error::other)?;
+        let program = libc::sock_fprog { len, filter: program.as_ptr().cast_mut() };
+        // SAFETY: the pointer and the length describe a sock_fprog, which describes the instructions; all of them outlive
+        // the call, and the kernel only reads them.
+        let set = unsafe {
+            libc::setsockopt(
+                self.fd.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_ATTACH_FILTER,
+                (&raw const program).cast(),
+                size_of::<libc::sock_fprog>() as libc::socklen_t,
+            )
+        };
+        if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
     /// Sees every frame that passes the link, whoever it is for, until the socket is closed.
@@ -77,9 +144,9 @@ impl PacketSocket {
         }
     }
 
-    /// Whether frames were lost for want of room since this was last asked.
+    /// How many frames were lost for want of room since this was last asked.
     #[allow(unsafe_code)]
-    pub(super) fn lost_frames(&self) -> io::Result<bool> {
+    pub(super) fn lost_frames(&self) -> io::Result<usize> {
         // `struct tpacket_stats`: frames seen, frames dropped.
         let mut counts = [0_u32; 2];
         let mut length = size_of_val(&counts) as libc::socklen_t;
@@ -93,13 +160,41 @@ impl PacketSocket {
                 &raw mut length,
             )
         };
-        if got < 0 { Err(io::Error::last_os_error()) } else { Ok(counts[1] > 0) }
+        if got < 0 { Err(io::Error::last_os_error()) } else { Ok(counts[1] as usize) }
     }
 
     /// A whole Ethernet frame, out of the link.
     pub(super) fn send(&self, frame: &[u8]) -> io::Result<()> {
         nix::sys::socket::send(self.fd.as_raw_fd(), frame, nix::sys::socket::MsgFlags::MSG_NOSIGNAL)?;
         Ok(())
+    }
+
+    /// A packet with its offload header, out of the link with that index.
+    #[allow(unsafe_code)]
+    pub(super) fn send_through(&self, index: u32, packet: &[u8]) -> io::Result<()> {
+        let ethertype = packet.get(OFFLOAD_HEADER + 12..OFFLOAD_HEADER + 14);
+        let ethertype = ethertype.map_or(0, |bytes| u16::from_be_bytes([bytes[0], bytes[1]]));
+        let address = address(index, ethertype)?;
+        // SAFETY: each pointer comes with the length of what it points to, and both outlive the call.
+        let sent = unsafe {
+            libc::sendto(
+                self.fd.as_raw_fd(),
+                packet.as_ptr().cast(),
+                packet.len(),
+                libc::MSG_NOSIGNAL,
+                (&raw const address).cast(),
+                size_of::<libc::sockaddr_ll>() as libc::socklen_t,
+            )
+        };
+        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// What is there, without waiting.
+    pub(super) fn next(&self, buffer: &mut [u8]) -> io::Result<Option<Seen>> {
+        match self.take(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            other => other.map(Some),
+        }
     }
 
     /// The next frame, cut to the size of `buffer`; `None` when there is none before `deadline`.
@@ -110,7 +205,7 @@ impl PacketSocket {
     ) -> io::Result<Option<(&'b [u8], Direction)>> {
         loop {
             match self.take(buffer) {
-                Ok((length, direction)) => return Ok(Some((&buffer[..length], direction))),
+                Ok(seen) => return Ok(Some((&buffer[..seen.length.min(buffer.len())], seen.direction))),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error),
@@ -129,7 +224,7 @@ impl PacketSocket {
     }
 
     #[allow(unsafe_code)]
-    fn take(&self, buffer: &mut [u8]) -> io::Result<(usize, Direction)> {
+    fn take(&self, buffer: &mut [u8]) -> io::Result<Seen> {
         // SAFETY: sockaddr_ll is plain data, for which zero is a value.
         let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
         let mut length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
@@ -139,13 +234,23 @@ impl PacketSocket {
                 self.fd.as_raw_fd(),
                 buffer.as_mut_ptr().cast(),
                 buffer.len(),
-                0,
+                libc::MSG_TRUNC,
                 (&raw mut address).cast(),
                 &raw mut length,
             )
         };
-        let received = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
+        let length = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
         let direction = if address.sll_pkttype == libc::PACKET_OUTGOING { Direction::Out } else { Direction::In };
-        Ok((received.min(buffer.len()), direction))
+        Ok(Seen { length, link: address.sll_ifindex.cast_unsigned(), direction })
     }
+}
+
+#[allow(unsafe_code)]
+fn address(index: u32, protocol: u16) -> io::Result<libc::sockaddr_ll> {
+    // SAFETY: sockaddr_ll is plain data, for which zero is a value.
+    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_protocol = protocol.to_be();
+    address.sll_ifindex = i32::try_from(index).map_err(io::Error::other)?;
+    Ok(address)
 }

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{self, Read, Write},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::Path,
     process::Command,
     time::{Duration, Instant},
@@ -210,4 +210,17 @@ pub(super) fn hears(stream: &mut TcpStream, time: Duration) -> bool {
     let heard = stream.peek(&mut [0; 1]).is_ok();
     stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     heard
+}
+
+/// Whether a datagram from the container gets to `to` and an answer back.
+pub(super) fn reachable(from: &Attachment, to: Ipv4Addr) -> bool {
+    netns::enter(&from.netns, || {
+        let socket = UdpSocket::bind((from.identity.ip, 0))?;
+        socket.connect((to, 9))?;
+        socket.set_read_timeout(Some(Duration::from_millis(300)))?;
+        socket.send(b"x")?;
+        // Nothing listens there: whoever has the address says so at once.
+        Ok(socket.recv(&mut [0; 1]).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused))
+    })
+    .unwrap()
 }

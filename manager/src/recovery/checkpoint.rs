@@ -210,7 +210,7 @@ impl Actor {
             stay_closed,
             timeout: self.ctx.config.checkpoint.timeout,
         };
-        let (ctx, name) = (Arc::clone(&self.ctx), self.name.clone());
+        let (ctx, name, mac) = (Arc::clone(&self.ctx), self.name.clone(), self.identity.mac);
         launch::blocking(move || {
             let clean = || {
                 // The dump's error is the one to report; a directory left behind is replaced by the next of its name.
@@ -221,7 +221,7 @@ impl Actor {
             let made = fs::create_dir_all(&images).and_then(|()| fs::create_dir_all(&staging));
             let outcome =
                 made.map_err(CheckpointError::Room).and_then(|()| {
-                    let mut gate = PortGate(ctx.network.gate(&name).map_err(CheckpointError::Gate)?);
+                    let mut gate = PortGate(ctx.network.holding_gate(&name, mac).map_err(CheckpointError::Gate)?);
                     match ctx.dumper.dump(&request, &mut gate) {
                         Err(DumpError::GateOpen { .. }) => Err(open_gate(&ctx.network, &name)
                             .map_or_else(CheckpointError::CutOff, |()| CheckpointError::Late)),

@@ -6,7 +6,10 @@ use anyhow::{Context, ensure};
 
 use super::Figure;
 use crate::{
-    clients::counter::{Poller, connect_patiently},
+    clients::{
+        counter::{Poller, connect_patiently},
+        newcomers::Newcomers,
+    },
     cluster::Cluster,
     demo::{ADDRESS, Workload},
     images,
@@ -16,6 +19,8 @@ use crate::{
 
 /// How often the client asks.
 const EVERY: Duration = Duration::from_micros(300);
+/// How often a client comes anew.
+const NEW_EVERY: Duration = Duration::from_millis(3);
 /// Between two checkpoints, so that each is measured alone.
 const REST: Duration = Duration::from_millis(300);
 
@@ -50,6 +55,21 @@ fn pauses(lab: &Lab, samples: usize, mut checkpoint: impl FnMut() -> anyhow::Res
     Ok(gaps)
 }
 
+/// A number of each of the last `samples` checkpoints' events.
+fn committed(
+    cluster: &Cluster,
+    since: SystemTime,
+    samples: usize,
+) -> anyhow::Result<impl Fn(&str) -> Vec<f64> + use<>> {
+    // The one that is not counted was committed, too.
+    cluster.wait_for_event("checkpoint.committed", since, samples + 1, Duration::from_secs(10))?;
+    let events = cluster.of_kind("checkpoint.committed");
+    Ok(move |key: &str| {
+        let all: Vec<f64> = events.iter().filter_map(|event| event.number(key)).collect();
+        all[all.len().saturating_sub(samples)..].to_vec()
+    })
+}
+
 /// By the manager, with the mounts that it gives a container by default.
 ///
 /// # Errors
@@ -60,17 +80,44 @@ pub(super) fn managed(samples: usize) -> anyhow::Result<Vec<Option<Figure>>> {
     cluster.members[0].apply(&Workload::Counter.compose("1h")?)?;
     let since = SystemTime::now();
     let gaps = pauses(&cluster.lab, samples, || cluster.members[0].cli(&["checkpoint", "counter"]).map(drop))?;
-    cluster.wait_for_event("checkpoint.committed", since, samples, Duration::from_secs(10))?;
-    let events = cluster.of_kind("checkpoint.committed");
-    let numbers = |key: &str| -> Vec<f64> {
-        let all: Vec<f64> = events.iter().filter_map(|event| event.number(key)).collect();
-        all[all.len().saturating_sub(samples)..].to_vec()
-    };
+    let numbers = committed(&cluster, since, samples)?;
     Ok(vec![
         Figure::new("pause_ms/counter", "ms", &gaps),
         Figure::new("frozen_ms/counter", "ms", &numbers("frozen_ms")),
         Figure::new("checkpoint_wall_ms/counter", "ms", &numbers("wall_ms")),
         Figure::new("checkpoint_commit_ms/counter", "ms", &numbers("commit_ms")),
+    ])
+}
+
+/// The same for clients that connect anew all the time, in a run of its own: they are load.
+///
+/// # Errors
+/// As `managed`, or when a connection failed.
+pub(super) fn newcomers(samples: usize) -> anyhow::Result<Vec<Option<Figure>>> {
+    let cluster = Cluster::start(2, "")?;
+    cluster.members[0].apply(&Workload::Counter.compose("1h")?)?;
+    let address = format!("{ADDRESS}:7000").parse()?;
+    let up = cluster.lab.on_client(move || connect_patiently(address, Duration::from_secs(30)).map(drop))?;
+    up.join().unwrap_or_else(|_| anyhow::bail!("the client panicked"))?;
+    let since = SystemTime::now();
+    let newcomers = Newcomers::start(&cluster.lab, address, NEW_EVERY)?;
+    let mut longest = Vec::new();
+    for sample in 0..=samples {
+        std::thread::sleep(REST);
+        let begin = Instant::now();
+        cluster.members[0].cli(&["checkpoint", "counter"])?;
+        let took = newcomers.longest(begin, Instant::now())?;
+        // As above, the first finds caches cold.
+        if sample > 0 {
+            longest.push(took.as_secs_f64() * 1000.0);
+        }
+    }
+    let (_, errors) = newcomers.finish()?;
+    ensure!(errors.is_empty(), "new connections failed: {errors:?}");
+    let numbers = committed(&cluster, since, samples)?;
+    Ok(vec![
+        Figure::new("connect_pause_ms/counter", "ms", &longest),
+        Figure::new("connect_frozen_ms/counter", "ms", &numbers("frozen_ms")),
     ])
 }
 

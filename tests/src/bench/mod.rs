@@ -47,7 +47,7 @@ impl Figure {
 }
 
 /// Every figure's name and meaning, in the order they are measured.
-pub const NAMES: [(&str, &str); 17] = [
+pub const NAMES: [(&str, &str); 19] = [
     ("failover_total_ms/counter", "power cut → the 4 MB counter serves at the peer, detection included"),
     ("failover_total_ms/vlc", "the same for VLC streaming over RTSP"),
     ("failover_after_detection_ms/counter", "node declared dead → the counter serves at the peer"),
@@ -56,6 +56,11 @@ pub const NAMES: [(&str, &str); 17] = [
     ("client_gap_ms/vlc", "longest time without a packet at a player over the failover"),
     ("detect_ms", "power cut → the peer declares the node dead, default settings"),
     ("pause_ms/counter", "longest gap at a client polling every 0.3 ms, over one checkpoint"),
+    (
+        "connect_pause_ms/counter",
+        "longest time to the first answer of a new connection, one begun every 3 ms, over one checkpoint",
+    ),
+    ("connect_frozen_ms/counter", "how long the container was frozen in the same checkpoints"),
     ("frozen_ms/counter", "how long the container was frozen, over one checkpoint"),
     ("checkpoint_wall_ms/counter", "start of a checkpoint → dumped, before compression and upload"),
     ("checkpoint_commit_ms/counter", "dumped → committed in the store"),
@@ -117,6 +122,7 @@ pub fn run(only: Option<&str>, samples: usize) -> anyhow::Result<()> {
     measure(&["detect_ms"], &mut || Ok(vec![Figure::new("detect_ms", "ms", &detect)]));
     let names = ["pause_ms/counter", "frozen_ms/counter", "checkpoint_wall_ms/counter", "checkpoint_commit_ms/counter"];
     measure(&names, &mut || checkpoint::managed(samples * 4));
+    measure(&["connect_pause_ms/counter", "connect_frozen_ms/counter"], &mut || checkpoint::newcomers(samples * 4));
     measure(&["stock_pause_ms/counter", "stock_wall_ms/counter"], &mut || checkpoint::stock(samples * 4));
     measure(&["idle_cpu_percent", "idle_rss_mb"], &mut idle::measure);
     measure(&["podman_checkpoint_ms/counter", "podman_restore_ms/counter"], &mut || podman::measure(samples));

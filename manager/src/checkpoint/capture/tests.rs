@@ -336,8 +336,13 @@ fn a_copy_that_would_fill_the_disk_is_not_begun() {
     let begin = |name: &str| {
         let staging = small.0.join(name);
         fs::create_dir(&staging).unwrap();
-        Capture::begin(&[source.clone()], &staging, std::process::id() as i32, Arc::new(AtomicBool::new(false)))
-            .map(drop)
+        Capture::begin(
+            std::slice::from_ref(&source),
+            &staging,
+            std::process::id() as i32,
+            Arc::new(AtomicBool::new(false)),
+        )
+        .map(drop)
     };
     // Holes take no room.
     fs::File::create(world.from("holes")).unwrap().set_len(1 << 30).unwrap();

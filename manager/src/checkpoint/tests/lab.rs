@@ -155,7 +155,11 @@ impl Lab {
     }
 
     pub fn client(&self) -> Client {
-        Client::connect(&self.name)
+        self.client_of(7000)
+    }
+
+    pub fn client_of(&self, port: u16) -> Client {
+        Client::connect(&self.name, port)
     }
 }
 
@@ -288,12 +292,12 @@ pub struct Client {
 }
 
 impl Client {
-    pub fn connect(netns: &str) -> Self {
+    pub fn connect(netns: &str, port: u16) -> Self {
         let path = format!("/run/netns/{netns}");
         // A thread of its own: the namespace is the thread's, and the socket stays in the one it was made in.
         let connect = move || {
             nix::sched::setns(fs::File::open(path).unwrap(), nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-            let address: SocketAddr = "10.77.9.2:7000".parse().unwrap();
+            let address = SocketAddr::from(([10, 77, 9, 2], port));
             let deadline = Instant::now() + LONG;
             loop {
                 match TcpStream::connect_timeout(&address, Duration::from_secs(1)) {

@@ -35,6 +35,36 @@ fn a_dump_leaves_the_container_running_and_a_restore_brings_its_state_back() {
 }
 
 #[test]
+fn connections_not_accepted_yet_go_on_and_are_not_in_the_images() {
+    if skipped("connections_not_accepted_yet_go_on_and_are_not_in_the_images") {
+        return;
+    }
+    let _alone = alone();
+    let lab = Lab::new();
+    let mut here = lab.place();
+    let pid = here.start();
+    let mut first = lab.client();
+    first.ask("listen 7001");
+    let mut waiting: Vec<_> = (0..4).map(|_| lab.client_of(7001)).collect();
+    let (images, _) = here.dump(pid);
+    here.dump(pid);
+    first.ask("accept 3");
+    for (client, count) in waiting.iter_mut().zip(1..=3) {
+        assert_eq!(client.ask("incr"), count.to_string(), "they do not notice the dump");
+    }
+    here.destroy();
+
+    let mut there = lab.place();
+    there.restore(&images);
+    for client in &mut waiting {
+        assert!(client.try_ask("get").is_err(), "the restored container cannot know it");
+    }
+    let mut again = lab.client_of(7001);
+    assert_eq!(lab.client().ask("accept 1"), "ok");
+    assert_eq!(again.ask("incr"), "1");
+}
+
+#[test]
 fn three_generations_keep_memory_files_and_mappings_in_step() {
     if skipped("three_generations_keep_memory_files_and_mappings_in_step") {
         return;

@@ -4,12 +4,13 @@
 //! of the crate.
 //!
 //! One line in, one line out, on port 7000: `incr`, `get`, `fill MIB`, `writer` (starts writing), `agree` (mismatches and
-//! rounds of the writer), `ghost BYTES`, `removed PATH`, `half-removed PATH`, `close`, `inotify PATH`, `uring`, `threads N`, `fork N`.
+//! rounds of the writer), `ghost BYTES`, `removed PATH`, `half-removed PATH`, `close`, `inotify PATH`, `uring`, `threads N`, `fork N`,
+//! `listen PORT` (accepts nobody), `accept N` (there).
 
 use std::{
     fs::{File, OpenOptions},
     io::{BufRead, BufReader, Write},
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     os::{fd::AsRawFd, unix::fs::FileExt},
     sync::{
         Mutex,
@@ -22,6 +23,7 @@ static ROUNDS: AtomicU64 = AtomicU64::new(0);
 static MISMATCHES: AtomicU64 = AtomicU64::new(0);
 static KEPT: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 static FILES: Mutex<Vec<File>> = Mutex::new(Vec::new());
+static SLOW: Mutex<Option<TcpListener>> = Mutex::new(None);
 
 unsafe extern "C" {
     fn mmap(addr: *mut u8, len: usize, prot: i32, flags: i32, fd: i32, off: i64) -> *mut u8;
@@ -118,8 +120,33 @@ fn answer(line: &str) -> String {
             }
             "ok".into()
         }
+        "listen" => {
+            *SLOW.lock().unwrap() = Some(TcpListener::bind(("0.0.0.0", number as u16)).unwrap());
+            "ok".into()
+        }
+        "accept" => {
+            for _ in 0..number {
+                serve(SLOW.lock().unwrap().as_ref().unwrap().accept().unwrap().0);
+            }
+            "ok".into()
+        }
         _ => "what?".into(),
     }
+}
+
+fn serve(stream: TcpStream) {
+    std::thread::spawn(move || {
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        let mut stream = stream;
+        let mut line = String::new();
+        while reader.read_line(&mut line).is_ok_and(|n| n > 0) {
+            let reply = answer(line.trim());
+            if stream.write_all(format!("{reply}\n").as_bytes()).is_err() {
+                return;
+            }
+            line.clear();
+        }
+    });
 }
 
 fn main() {
@@ -130,17 +157,6 @@ fn main() {
     let listener = TcpListener::bind("0.0.0.0:7000").unwrap();
     for stream in listener.incoming() {
         let Ok(stream) = stream else { continue };
-        std::thread::spawn(move || {
-            let mut reader = BufReader::new(stream.try_clone().unwrap());
-            let mut stream = stream;
-            let mut line = String::new();
-            while reader.read_line(&mut line).is_ok_and(|n| n > 0) {
-                let reply = answer(line.trim());
-                if stream.write_all(format!("{reply}\n").as_bytes()).is_err() {
-                    return;
-                }
-                line.clear();
-            }
-        });
+        serve(stream);
     }
 }

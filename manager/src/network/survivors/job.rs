@@ -244,7 +244,7 @@ impl Job {
         // One step for who waits in `settle`: a peer that is no longer silent has its fate.
         let mut state = self.shared.lock();
         if verdict == Some(Verdict::MovedOn) && state.netns.is_some() {
-            self.blind = self.blind || self.socket.lost_frames().unwrap_or(true);
+            self.blind = self.blind || self.socket.lost_frames().map_or(true, |lost| lost > 0);
         }
         let fate = match verdict {
             None => Fate::Unknown(AHEAD),

@@ -173,7 +173,11 @@ mod cut {
             for state in &mut nodes {
                 let Some(since) = ms.checked_sub(state.side.suspects_at) else { continue };
                 let now = start + Duration::from_millis(ms);
-                let beats = if since < DEAD_AFTER { since % 250 == 0 } else { (since - DEAD_AFTER) % 2000 == 0 };
+                let beats = if since < DEAD_AFTER {
+                    since.is_multiple_of(250)
+                } else {
+                    (since - DEAD_AFTER).is_multiple_of(2000)
+                };
                 if beats && state.reaches(ms) {
                     state.beat += 1;
                     there.insert(state.name.clone(), BTreeSet::from([Sign::Beat(state.beat)]));
