@@ -41,11 +41,13 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     }
     fs::set_permissions(&config.state_dir, fs::Permissions::from_mode(0o700))?;
     let _lock = StateLock::acquire(&config.state_dir)?;
+    // Before the store: the bridge takes over the uplink's address, or has the only one there is after a boot, and the
+    // store may be reached by it.
+    let network = Network::new(network_config(&config))?;
+    network.ensure_bridge()?;
     let store = open_store(&config).await?;
     let agent = AgentBinary::install(&config.agent, &config.state_dir)?;
     agent.publish(&store).await.context("cannot put the agent into the store")?;
-    let network = Network::new(network_config(&config))?;
-    network.ensure_bridge()?;
     let versions = versions(&config)?;
 
     let boot = Boot::random();
