@@ -270,7 +270,12 @@ async fn store_check(config: &NodeConfig) -> doctor::Check {
     match outcome.await {
         Ok(()) => doctor::Check::ok("store.create-only", TITLE, format!("{url} creates an object once only")),
         Err(error) => {
-            let remedy = "every node needs the same store, writable, with create-only writes (docs/formats.md)";
+            let keyless = url.starts_with("s3://") && std::env::var_os("AWS_ACCESS_KEY_ID").is_none();
+            let remedy = if keyless {
+                "AWS_ACCESS_KEY_ID is not set here: run doctor with the environment that the manager's service has"
+            } else {
+                "every node needs the same store, writable, with create-only writes (docs/formats.md)"
+            };
             doctor::Check::fail("store.create-only", TITLE, crate::chain(&error), remedy)
         }
     }

@@ -5,6 +5,7 @@ use std::{
     io::{self, Read},
     net::Ipv4Addr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use super::{
@@ -167,6 +168,16 @@ fn membership(r: &mut Reader<'_>) -> MembershipConfig {
     };
     let shown = humantime::format_duration;
     let interval = config.probe_interval;
+    for (key, value, low, high) in [
+        ("probe_interval", interval, Duration::from_millis(20), Duration::from_secs(60)),
+        ("probe_timeout", config.probe_timeout, Duration::from_millis(10), Duration::from_secs(60)),
+        ("suspicion", config.suspicion, Duration::from_millis(20), Duration::from_secs(600)),
+    ] {
+        if value < low || value > high {
+            let place = r.place("membership", key);
+            r.problem(place, format!("`{key}`: {} is not between {} and {}", shown(value), shown(low), shown(high)));
+        }
+    }
     if config.probe_timeout >= interval {
         let place = r.place("membership", "probe_timeout");
         let message = format!(

@@ -65,6 +65,9 @@ fn bad_values_are_refused_where_they_stand() {
     refuses("[membership]\nprobe_interval = 5", "4:18", "found an integer");
     refuses("[membership]\nprobe_timeout = \"200ms\"", "4:17", "not below `probe_interval` (200ms)");
     refuses("[membership]\nsuspicion = \"100ms\"", "4:13", "not above `probe_interval`");
+    refuses("[membership]\nprobe_interval = \"2m\"\nsuspicion = \"5m\"", "4:18", "not between 20ms and 1m");
+    refuses("[membership]\nprobe_timeout = \"1ms\"", "4:17", "not between 10ms and 1m");
+    refuses("[membership]\nsuspicion = \"11m\"", "4:13", "not between 20ms and 10m");
     refuses("[membership]\nindirect_probes = 17", "4:19", "from 0 to 16");
     refuses("[checkpoint]\ncompression_level = 0", "4:21", "from 1 to 19");
     refuses("[checkpoint]\nqueue_max_bytes = 5", "4:19", "e.g. \"64MiB\"");

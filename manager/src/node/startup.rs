@@ -43,24 +43,22 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     }
     fs::set_permissions(&config.state_dir, fs::Permissions::from_mode(0o700))?;
     let _lock = StateLock::acquire(&config.state_dir)?;
+    // Before the store: the bridge takes over the uplink's address, or has the only one there is after a boot, and the
+    // store may be reached by it; so may this node's own listening address.
+    let network = Network::new(network_config(&config))?;
+    network.ensure_bridge()?;
     let listeners = api::bind(&config).await?;
     let store = open_store(&config).await?;
     let agent = AgentBinary::install(&config.agent, &config.state_dir)?;
     agent.publish(&store).await.context("cannot put the agent into the store")?;
-    let network = Network::new(network_config(&config))?;
-    network.ensure_bridge()?;
     let versions = versions(&config)?;
 
     let boot = Boot::random();
     let advertise = advertise(&config)?;
     claim_name(&store, &config, &boot, &advertise).await?;
     let events = Arc::new(EventLog::open(&config.state_dir, config.node.clone()).context("cannot open the event log")?);
-    let mut gossip = membership::Config::new(config.cluster.clone());
-    gossip.probe_interval = config.membership.probe_interval;
-    gossip.probe_timeout = config.membership.probe_timeout;
-    gossip.suspicion = config.membership.suspicion;
-    gossip.indirect_probes = config.membership.indirect_probes as usize;
-    let membership = Membership::start(gossip, config.node.clone(), advertise.clone(), config.peers.clone(), boot)?;
+    let membership =
+        Membership::start(gossip(&config), config.node.clone(), advertise.clone(), config.peers.clone(), boot)?;
     let runtime = Runc::new(&config.runtime, &config.runtime_root, &config.criu);
     runtime.settle_orphans(ORPHAN_PATIENCE);
     let dumper = Dumper::new(&config.criu);
@@ -116,6 +114,20 @@ async fn open_store(config: &NodeConfig) -> anyhow::Result<Store> {
     }
     store.probe_create_only().await?;
     Ok(store)
+}
+
+fn gossip(config: &NodeConfig) -> membership::Config {
+    let times = &config.membership;
+    let default = membership::Config::new(config.cluster.clone());
+    membership::Config {
+        probe_interval: times.probe_interval,
+        probe_timeout: times.probe_timeout,
+        suspicion: times.suspicion,
+        indirect_probes: times.indirect_probes as usize,
+        // The dead are not to be probed more often than the living.
+        revive_interval: default.revive_interval.max(times.probe_interval),
+        ..default
+    }
 }
 
 fn network_config(config: &NodeConfig) -> NetworkConfig {
@@ -221,5 +233,28 @@ impl Node {
             }
         });
         futures_util::future::join_all(ends).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_pace_that_the_configuration_allows_is_taken() {
+        let ms = std::time::Duration::from_millis;
+        for (probe_interval, probe_timeout, suspicion) in
+            [(ms(20), ms(10), ms(21)), (ms(1001), ms(750), ms(3000)), (ms(60_000), ms(59_999), ms(600_000))]
+        {
+            let text = format!(
+                "node = \"a\"\nstore = \"file:///s\"\n[membership]\nprobe_interval = \"{}ms\"\nprobe_timeout = \"{}ms\"\n\
+                 suspicion = \"{}ms\"\n",
+                probe_interval.as_millis(),
+                probe_timeout.as_millis(),
+                suspicion.as_millis()
+            );
+            let config = NodeConfig::parse(&text, "node.toml", "/opt/ha-agent".into()).unwrap();
+            gossip(&config).check().unwrap();
+        }
     }
 }
