@@ -38,6 +38,7 @@ mod tests_gate;
 mod veth;
 
 use std::{
+    io,
     net::Ipv4Addr,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -209,12 +210,6 @@ impl Network {
         self.shut.set(attachment.host_index, false);
         announce::start(&attachment.netns, attachment.identity.ip, attachment.identity.mac)
             .map_err(NetworkError::kernel(format!("announcing {}", attachment.identity.ip)))
-    }
-
-    /// Takes the container off the wire; the rest of its network stays.
-    #[cfg(test)]
-    fn detach(&self, attachment: &Attachment) -> Result<(), NetworkError> {
-        enslave(&mut self.rtnl(), attachment, 0)
     }
 
     /// The container's gate, which drops what arrives while it is closed.

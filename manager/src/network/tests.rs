@@ -1,6 +1,7 @@
 //! The room against the real kernel, in namespaces of its own. What measures prints what it measured.
 
 use std::{
+    fs,
     os::unix::fs::MetadataExt,
     sync::atomic::{AtomicBool, Ordering},
     thread,
