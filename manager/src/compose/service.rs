@@ -13,7 +13,11 @@ use super::{
     report::{Pos, Report, allowed, quoted},
     shell,
 };
-use crate::spec::{ContainerName, ContainerSpec, Mac, RestartPolicy, Rlimit};
+use crate::spec::{ContainerName, ContainerSpec, Mac, RestartPolicy, Rlimit, StateKind};
+
+const STAYS_BEHIND: &str = "survives restarts on its node only: a stateless container has no snapshots, so after a failover \
+     or a move it begins empty on the other node and is deleted on this one. `io.ha-manager.state: stateful` takes it \
+     along; a host directory can be on storage that the nodes share";
 
 /// A service on its own; what it says of others is checked once all are known.
 pub(super) struct Service {
@@ -83,6 +87,11 @@ pub(super) fn read(cursor: &Cursor<'_>, lookup: Lookup<'_>, report: &mut Report)
         match cursor.name().parse::<ContainerName>() {
             Ok(parsed) => name = Some(parsed),
             Err(error) => report.error(at, &cursor.path, format!("{error}; or give it a `container_name`")),
+        }
+    }
+    if matches!(annotations.state, StateKind::Stateless) {
+        for volume in &mounts.uses {
+            report.warning(volume.at, &volume.path, format!("{} {STAYS_BEHIND}", quoted(&volume.volume)));
         }
     }
     let network = network::combine(&attachments, mac, report);

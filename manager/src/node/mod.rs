@@ -15,6 +15,7 @@ mod events;
 mod heard;
 mod lock;
 mod startup;
+mod stopping;
 mod takeover;
 mod uplink;
 mod watch;
@@ -52,6 +53,7 @@ pub struct Node {
     problems: Mutex<Vec<String>>,
     uplink: uplink::Uplink,
     heard: heard::Heard,
+    stopping: stopping::Stopping,
 }
 
 impl Node {
@@ -189,7 +191,10 @@ impl Node {
     async fn not_being_begun(&self, name: &ContainerName) -> Result<(), ApiError> {
         let owner =
             ownership::current(&self.ctx.store, name).await.map_err(|err| ApiError::Unavailable(crate::chain(&err)))?;
-        if owner.is_some_and(|owner| !owner.released && owner.node == *self.name()) && !self.has(name) {
+        let app = apps::newest(&self.ctx.store, name).await.map_err(|err| ApiError::Unavailable(crate::chain(&err)))?;
+        // One that nobody describes any more was being removed.
+        let described = app.is_some_and(|app| app.content.is_some());
+        if described && owner.is_some_and(|owner| !owner.released && owner.node == *self.name()) && !self.has(name) {
             return Err(ApiError::Unavailable(format!(
                 "{name} is just being begun on this node; try again in some seconds"
             )));
@@ -204,11 +209,17 @@ impl Node {
         let app = apps::newest(store, name).await.map_err(|err| unavailable(&err))?;
         let owner = ownership::current(store, name).await.map_err(|err| unavailable(&err))?;
         // One that is still owned was being removed when the store went away.
-        let owned = owner.is_some_and(|owner| !owner.released);
-        let Some(app) = app.filter(|app| app.content.is_some() || owned) else {
-            return Err(ApiError::NotFound(format!("there is no container {name}; `ha-manager status` lists them")));
-        };
-        recovery::forget(&self.ctx, name, app.generation, None).await?;
+        let owned = owner.as_ref().is_some_and(|owner| !owner.released);
+        match app.filter(|app| app.content.is_some() || owned) {
+            Some(app) => recovery::forget(&self.ctx, name, app.generation, None).await?,
+            // Or the store went away after that.
+            None if owner.is_some() && recovery::forget_objects(&self.ctx, name).await? => {}
+            None => {
+                return Err(ApiError::NotFound(format!(
+                    "there is no container {name}; `ha-manager status` lists them"
+                )));
+            }
+        }
         Ok(serde_json::json!({"message": format!("{name} removed")}))
     }
 

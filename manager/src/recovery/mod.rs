@@ -26,7 +26,9 @@ mod checkpoint;
 mod handover;
 mod heed;
 mod launch;
+mod leave;
 mod live;
+mod moving;
 mod order;
 mod orders;
 mod place;
@@ -40,7 +42,7 @@ mod view;
 
 pub use actor::{ActorHandle, Begin, spawn};
 pub use order::{Command, Order, ProgressSender};
-pub use orders::{clear_leftovers, forget};
+pub use orders::{clear_leftovers, forget, forget_objects};
 pub use place::Place;
 pub use record::{LocalPhase, LocalRecord};
 pub use shipping::{ShippingView, Standing};

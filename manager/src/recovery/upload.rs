@@ -7,18 +7,21 @@ use std::{
     collections::HashMap,
     fs,
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Mutex, Notify, mpsc, watch};
 
 use super::{launch::blocking, place::Place};
 use crate::{
     node::Ctx,
     ownership::{Owner, OwnershipError},
     snapshot::{self, Manifest, PackOptions, PartSource, Pruned, Queue, SnapshotError, SnapshotMeta},
-    spec::{ContainerName, SnapshotId},
+    spec::{ContainerName, Epoch, SnapshotId},
 };
 
 const FIRST_RETRY: Duration = Duration::from_millis(500);
@@ -73,6 +76,14 @@ pub(super) struct Uploads {
     pending: watch::Sender<Pending>,
     progress: watch::Receiver<Drains>,
     kick: Arc<Notify>,
+    pruning: Arc<Pruning>,
+}
+
+/// Whether old snapshots may go: only while the container is up, for else one of them is being restored, or will be.
+#[derive(Default)]
+struct Pruning {
+    allowed: AtomicBool,
+    busy: Mutex<()>,
 }
 
 /// What is under way. Drafts that wait for a store that is away are not: they are safe on this node's disk.
@@ -82,6 +93,14 @@ struct Pending {
     dumps: usize,
     /// Drafts are on their way to the store.
     uploading: bool,
+    /// Grows with what has arrived there.
+    moved: u64,
+}
+
+impl Pending {
+    fn is_idle(&self) -> bool {
+        self.dumps == 0 && !self.uploading
+    }
 }
 
 /// How far the drafts on this node's disk are.
@@ -104,6 +123,7 @@ impl Uploads {
         // Until the worker has looked there may be some of an earlier manager.
         let drains = watch::Sender::new(Drains { ended: 0, committed: 0, parked: true });
         let (progress, kick) = (drains.subscribe(), Arc::new(Notify::new()));
+        let pruning = Arc::new(Pruning::default());
         let worker = Worker {
             ctx,
             name,
@@ -112,13 +132,36 @@ impl Uploads {
             pending: pending.clone(),
             drains,
             kick: Arc::clone(&kick),
+            pruning: Arc::clone(&pruning),
             timings: HashMap::new(),
             keep,
             retry: None,
             said_waiting: None,
         };
         tokio::spawn(worker.run(inbox, owner.clone()));
-        Self { jobs, reports, pending, progress, kick }
+        Self { jobs, reports, pending, progress, kick, pruning }
+    }
+
+    /// Old snapshots may go or must stay. One that is just being removed may still go: see [`Self::hold`].
+    pub fn may_prune(&self, may: bool) {
+        self.pruning.allowed.store(may, Ordering::SeqCst);
+    }
+
+    /// From when this returns until it is allowed again, no snapshot is removed.
+    pub async fn hold(&self) {
+        self.may_prune(false);
+        drop(self.pruning.busy.lock().await);
+    }
+
+    /// Waits until no dump is in memory any more: each is a draft on this node's disk or given up. Until then what it was
+    /// taken into must not be cleared away.
+    pub async fn packed(&self) {
+        let mut pending = self.pending.subscribe();
+        tokio::select! {
+            _ = pending.wait_for(|pending| pending.dumps == 0) => {}
+            // Its worker is gone: nobody packs it any more.
+            () = self.jobs.closed() => {}
+        }
     }
 
     /// Dumps in memory that are neither packed nor given up.
@@ -153,11 +196,22 @@ impl Uploads {
         progress.borrow().committed > before.committed
     }
 
-    /// Waits until nothing is under way any more, or `patience` has passed.
-    pub async fn settle(&self, patience: Duration) {
+    /// Waits until nothing is under way any more, for `patience` without any progress, and for `longest` in all.
+    pub async fn settle(&self, patience: Duration, longest: Duration) {
         let mut pending = self.pending.subscribe();
-        // Running out of patience is an answer: what is not committed by now is not waited for.
-        let _ = tokio::time::timeout(patience, pending.wait_for(|pending| *pending == Pending::default())).await;
+        let end = Instant::now() + longest;
+        loop {
+            let moved = pending.borrow_and_update().moved;
+            let next = pending.wait_for(|now| now.is_idle() || now.moved != moved);
+            // Running out of patience is an answer: what is not committed by now is not waited for.
+            let Ok(Ok(goes_on)) = tokio::time::timeout(patience, next).await.map(|now| now.map(|now| !now.is_idle()))
+            else {
+                return;
+            };
+            if !goes_on || Instant::now() >= end {
+                return;
+            }
+        }
     }
 }
 
@@ -175,6 +229,7 @@ struct Worker {
     pending: watch::Sender<Pending>,
     drains: watch::Sender<Drains>,
     kick: Arc<Notify>,
+    pruning: Arc<Pruning>,
     timings: HashMap<SnapshotId, (Instant, Duration)>,
     keep: u32,
     retry: Option<Retry>,
@@ -322,18 +377,24 @@ impl Worker {
     async fn commit(&mut self, queue: &Queue, id: SnapshotId) -> Result<Report, SnapshotError> {
         let loading = queue.clone();
         let draft = blocking(move || loading.load(id)).await?;
-        let manifest = snapshot::upload(&self.ctx.store, &draft, &|_| {}).await?;
+        let moved = |_| self.pending.send_modify(|pending| pending.moved += 1);
+        let manifest = snapshot::upload(&self.ctx.store, &draft, &moved).await?;
         let committed = Instant::now();
         let timing = self.timings.remove(&id).map(|(frozen_at, wall)| Timing { frozen_at, wall, committed });
-        // The snapshot is safe; what is too many is removed now or after the next one.
-        let pruned = match snapshot::prune(&self.ctx.store, &self.name, self.keep, id.epoch).await {
-            Ok(pruned) => pruned,
-            Err(error) => {
-                tracing::warn!(container = %self.name, error = crate::chain(&error), "old snapshots could not be removed");
-                Pruned::default()
-            }
-        };
+        let pruned = self.prune(id.epoch).await;
         Ok(Report::Committed { manifest: Box::new(manifest), timing, pruned })
+    }
+
+    /// The newest is safe; what is too many is removed now or after a later one.
+    async fn prune(&self, epoch: Epoch) -> Pruned {
+        let _busy = self.pruning.busy.lock().await;
+        if !self.pruning.allowed.load(Ordering::SeqCst) {
+            return Pruned::default();
+        }
+        snapshot::prune(&self.ctx.store, &self.name, self.keep, epoch).await.unwrap_or_else(|error| {
+            tracing::warn!(container = %self.name, error = crate::chain(&error), "old snapshots could not be removed");
+            Pruned::default()
+        })
     }
 
     /// The drafts, oldest first.
@@ -393,7 +454,8 @@ mod tests {
         let (jobs, reports) = (mpsc::unbounded_channel().0, mpsc::unbounded_channel().1);
         let progress = watch::Sender::new(Drains { ended: 0, committed: 0, parked: false }).subscribe();
         let kick = Arc::new(Notify::new());
-        (Uploads { jobs, reports, pending: pending.clone(), progress, kick }, pending)
+        let pruning = Arc::default();
+        (Uploads { jobs, reports, pending: pending.clone(), progress, kick, pruning }, pending)
     }
 
     #[tokio::test]
@@ -401,14 +463,71 @@ mod tests {
         let (uploads, pending) = uploads();
         let settled = async |uploads: &Uploads| {
             let long = Duration::from_secs(60);
-            tokio::time::timeout(Duration::from_millis(20), uploads.settle(long)).await.is_ok()
+            tokio::time::timeout(Duration::from_millis(20), uploads.settle(long, long)).await.is_ok()
         };
         assert!(settled(&uploads).await);
         pending.send_modify(|pending| pending.dumps = 1);
         assert!(!settled(&uploads).await && uploads.pending() == 1);
-        pending.send_replace(Pending { dumps: 0, uploading: true });
+        pending.send_replace(Pending { dumps: 0, uploading: true, moved: 0 });
         assert!(!settled(&uploads).await && uploads.pending() == 0, "a draft is no dump in memory");
         pending.send_replace(Pending::default());
         assert!(settled(&uploads).await);
+    }
+
+    #[tokio::test]
+    async fn an_upload_that_makes_progress_is_waited_for_longer_than_one_that_does_not() {
+        let (uploads, pending) = uploads();
+        pending.send_replace(Pending { dumps: 0, uploading: true, moved: 0 });
+        // Without progress: patience is all there is.
+        uploads.settle(Duration::from_millis(1), Duration::from_secs(60)).await;
+        let moving = pending.clone();
+        let upload = tokio::spawn(async move {
+            for _ in 0..5 {
+                moving.send_modify(|pending| pending.moved += 1);
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            moving.send_modify(|pending| pending.uploading = false);
+        });
+        uploads.settle(Duration::from_secs(60), Duration::from_secs(60)).await;
+        assert!(pending.borrow().is_idle());
+        upload.await.unwrap();
+        // For ever it is not.
+        let moving = pending.clone();
+        pending.send_modify(|pending| pending.uploading = true);
+        let endless = tokio::spawn(async move {
+            loop {
+                moving.send_modify(|pending| pending.moved += 1);
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        });
+        uploads.settle(Duration::from_secs(60), Duration::from_millis(5)).await;
+        endless.abort();
+    }
+
+    #[tokio::test]
+    async fn what_is_being_packed_is_waited_for_and_a_dead_worker_is_not() {
+        let (jobs, inbox) = mpsc::unbounded_channel();
+        let (mut uploads, pending) = uploads();
+        uploads.jobs = jobs;
+        pending.send_modify(|pending| pending.dumps = 1);
+        let short = Duration::from_millis(20);
+        assert!(tokio::time::timeout(short, uploads.packed()).await.is_err());
+        let packer = pending.clone();
+        tokio::join!(uploads.packed(), async move { packer.send_modify(|pending| pending.dumps = 0) });
+        pending.send_modify(|pending| pending.dumps = 1);
+        drop(inbox);
+        uploads.packed().await;
+    }
+
+    #[tokio::test]
+    async fn holding_waits_for_the_removal_that_is_under_way() {
+        let (uploads, _pending) = uploads();
+        uploads.may_prune(true);
+        let busy = Arc::clone(&uploads.pruning);
+        let removing = busy.busy.lock().await;
+        assert!(tokio::time::timeout(Duration::from_millis(20), uploads.hold()).await.is_err());
+        assert!(!busy.allowed.load(Ordering::SeqCst));
+        drop(removing);
+        uploads.hold().await;
     }
 }
