@@ -10,7 +10,7 @@ use std::{
 };
 
 use common::{
-    PATIENCE, checkpoint, count, events_since,
+    PATIENCE, checkpoint, client, count, events_since,
     operator::{file, ok, refused, run, texts},
     state,
     watch::{AGENT, COUNTER, Described, Watched},
@@ -62,7 +62,7 @@ fn the_volumes_of_a_stateless_container_survive_its_restarts_and_those_of_its_no
 #[test]
 fn a_container_that_ends_while_its_dump_is_packed_goes_on_from_that_dump() {
     let name = "a_container_that_ends_while_its_dump_is_packed_goes_on_from_that_dump";
-    let described = Described::stateful(&[COUNTER, "--ballast-mb", "192"]);
+    let described = Described::stateful(&[COUNTER, "--ballast-mb", "64"]);
     let Some(watched) = Watched::start(name, 1, &described) else { return };
     let cluster = &watched.cluster;
     cluster.wait_for_event("checkpoint.committed", SystemTime::UNIX_EPOCH, 1, PATIENCE * 4).unwrap();
@@ -77,7 +77,7 @@ fn a_container_that_ends_while_its_dump_is_packed_goes_on_from_that_dump() {
     watched.signal(0, AGENT, Signal::SIGKILL);
     serving(cluster, "n1", since);
     asking.wait().unwrap();
-    assert_eq!(state(cluster).0, told);
+    assert_eq!(client(cluster, |counter| counter.get()), told);
     assert_eq!(events_since(cluster, "checkpoint.failed", since), []);
     watched.finish();
 }
@@ -86,8 +86,9 @@ const IMAGES: &str = "/run/ha-manager/images";
 
 /// On a node there is no room for what a restore needs.
 fn fill(cluster: &Cluster, member: usize) {
-    let fill = format!("mkdir -p {IMAGES} && mount -t tmpfs -o size=128k full {IMAGES}");
-    cluster.members[member].node.exec(&fill).unwrap();
+    let node = &cluster.members[member].node;
+    node.exec(&format!("mkdir -p {IMAGES}")).unwrap();
+    node.exec(&format!("mount -t tmpfs -o size=128k full {IMAGES}")).unwrap();
 }
 
 fn make_room(cluster: &Cluster, member: usize) {
@@ -143,7 +144,8 @@ fn a_taker_without_room_passes_the_container_on() {
 fn freeze(cluster: &Cluster, part: &str) {
     let part = cluster.lab.store().join(part);
     let (node, part) = (&cluster.members[0].node, part.display());
-    node.exec(&format!("mount --bind {part} {part} && mount -o remount,bind,ro {part}")).unwrap();
+    node.exec(&format!("mount --bind {part} {part}")).unwrap();
+    node.exec(&format!("mount -o remount,bind,ro {part}")).unwrap();
 }
 
 fn thaw(cluster: &Cluster, part: &str) {

@@ -18,11 +18,16 @@ impl Actor {
     pub(super) async fn let_go(mut self) -> bool {
         // A dump in memory is lost with the manager; packed, it waits on the disk for the next one.
         self.uploads.settle(PACK_PATIENCE, PACK_PATIENCE).await;
-        match &self.state {
+        let down = match &self.state {
             State::Up(_) => false,
             State::Down(Down::Waiting { .. }) => self.pass_on().await.is_continue(),
             State::Down(Down::Resting) => !matches!(self.view.get().phase, Phase::Stopped | Phase::Failed),
+        };
+        if down {
+            // A link without a container behind it would still answer for its address, and no peer would take it over.
+            let _ = self.clear(Extent::Running).await;
         }
+        down
     }
 
     /// Offers a container that is not up to the peers its policy allows.
