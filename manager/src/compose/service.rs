@@ -15,6 +15,10 @@ use super::{
 };
 use crate::spec::{Condition, ContainerName, ContainerSpec, Mac, RestartPolicy, Rlimit, StateKind};
 
+const STAYS_BEHIND: &str = "survives restarts on its node only: a stateless container has no snapshots, so after a failover \
+     or a move it begins empty on the other node and is deleted on this one. `io.ha-manager.state: stateful` takes it \
+     along; a host directory can be on storage that the nodes share";
+
 /// A service on its own; what it says of others is checked once all are known.
 pub(super) struct Service {
     /// Its key under `services`, which `depends_on` refers to.
@@ -94,6 +98,11 @@ pub(super) fn read(cursor: &Cursor<'_>, lookup: Lookup<'_>, report: &mut Report)
         let message = "has a limit that does not count here: a stateful container is not restarted inside but from its snapshot, \
                        and `restart:N` in io.ha-manager.recovery bounds that";
         report.warning(field.at(), &field.path, message);
+    }
+    if matches!(annotations.state, StateKind::Stateless) {
+        for volume in &mounts.uses {
+            report.warning(volume.at, &volume.path, format!("{} {STAYS_BEHIND}", quoted(&volume.volume)));
+        }
     }
     let network = network::combine(&attachments, mac, report);
     let spec = ContainerSpec {

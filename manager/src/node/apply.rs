@@ -113,6 +113,7 @@ impl Node {
         for needed in &content.spec.depends_on {
             self.wait_for(needed, &progress).await?;
         }
+        let begun = self.stopping.may_begin().await.map_err(ApiError::Unavailable)?;
         let identity = self.identity(&content).await.map_err(|err| ApiError::failed(&err))?;
         let app = self.register(generation, content.clone()).await?;
         self.layers_are_there(&content).await?;
@@ -146,6 +147,7 @@ impl Node {
         if !self.start(app, content, owner, identity, Begin::Cold { progress, reply }) {
             return Err(ApiError::Refused(format!("{name} is being started here already")));
         }
+        drop(begun);
         outcome
             .await
             .map_err(|_| ApiError::Failed(format!("{name}: the start was given up; see `ha-manager events {name}`")))?

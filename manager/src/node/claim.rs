@@ -19,7 +19,7 @@ use crate::{
     recovery::{Begin, ProgressSender},
     snapshot::{self, SnapshotHealth},
     spec::{ContainerName, SnapshotId, StateKind},
-    store::apps::{self, App, AppContent},
+    store::apps::{self, AppContent},
 };
 
 /// Who answers for a container.
@@ -84,28 +84,17 @@ impl Node {
         }
         let identity = self.identity(&content).await.map_err(|error| unavailable(&error))?;
         progress.step(format!("claiming {name}, which {} owns under epoch {}", from.node, from.epoch));
+        let claim = self.stopping.may_begin().await.map_err(ApiError::Unavailable)?;
         let owner = self.win(name, from.epoch).await.map_err(ApiError::Refused)?;
         let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         let detail = json!({"epoch": owner.epoch, "previous": from.epoch, "ms": ms});
         let text = format!("its operator claimed it from node {} (epoch {})", from.node, owner.epoch);
         self.events().emit(Some(name), "ownership.claimed", &text, detail);
-        self.begin_claimed(app, content, owner, identity, snapshot, progress).await
-    }
-
-    async fn begin_claimed(
-        &self,
-        app: App,
-        content: AppContent,
-        owner: Owner,
-        identity: snapshot::NetworkIdentity,
-        snapshot: Option<SnapshotId>,
-        progress: ProgressSender,
-    ) -> Result<Value, ApiError> {
-        let name = content.spec.name.clone();
         let (reply, outcome) = oneshot::channel();
         if !self.start(app, content, owner, identity, Begin::Claimed { snapshot, progress, reply }) {
             return Err(ApiError::Refused(format!("{name} is being started here already")));
         }
+        drop(claim);
         outcome.await.map_err(|_| ApiError::Failed(format!("{name}: given up; see `ha-manager events {name}`")))?
     }
 

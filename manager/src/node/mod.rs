@@ -19,6 +19,7 @@ mod life;
 mod lock;
 mod signs;
 mod startup;
+mod stopping;
 mod takeover;
 mod unused;
 mod uplink;
@@ -56,6 +57,7 @@ pub struct Node {
     heard: heard::Heard,
     lives: life::Lives,
     holds: Mutex<BTreeMap<ContainerName, life::Hold>>,
+    stopping: stopping::Stopping,
 }
 
 impl Node {
@@ -193,7 +195,10 @@ impl Node {
     async fn not_being_begun(&self, name: &ContainerName) -> Result<(), ApiError> {
         let owner =
             ownership::current(&self.ctx.store, name).await.map_err(|err| ApiError::Unavailable(crate::chain(&err)))?;
-        if owner.is_some_and(|owner| !owner.released && owner.node == *self.name()) && !self.has(name) {
+        let app = apps::newest(&self.ctx.store, name).await.map_err(|err| ApiError::Unavailable(crate::chain(&err)))?;
+        // One that nobody describes any more was being removed.
+        let described = app.is_some_and(|app| app.content.is_some());
+        if described && owner.is_some_and(|owner| !owner.released && owner.node == *self.name()) && !self.has(name) {
             return Err(ApiError::Unavailable(format!(
                 "{name} is just being begun on this node; try again in some seconds"
             )));
@@ -208,16 +213,22 @@ impl Node {
         let app = apps::newest(store, name).await.map_err(|err| unavailable(&err))?;
         let owner = ownership::current(store, name).await.map_err(|err| unavailable(&err))?;
         // One that is still owned was being removed when the store went away.
-        let owned = owner.is_some_and(|owner| !owner.released);
-        let Some(app) = app.filter(|app| app.content.is_some() || owned) else {
-            if recovery::Place::new(&self.ctx.config, name).exists() {
+        let owned = owner.as_ref().is_some_and(|owner| !owner.released);
+        match app.filter(|app| app.content.is_some() || owned) {
+            Some(app) => recovery::forget(&self.ctx, name, app.generation, None).await?,
+            // Or the store went away after that.
+            None if owner.is_some() && recovery::forget_objects(&self.ctx, name).await? => {}
+            None if recovery::Place::new(&self.ctx.config, name).exists() => {
                 // Left alone when the manager started, for the store knew nothing of it.
                 recovery::clear_leftovers(&self.ctx, name).await.map_err(ApiError::Failed)?;
                 return Ok(serde_json::json!({"message": format!("the copy of {name} on this node removed")}));
             }
-            return Err(ApiError::NotFound(format!("there is no container {name}; `ha-manager status` lists them")));
-        };
-        recovery::forget(&self.ctx, name, app.generation, None).await?;
+            None => {
+                return Err(ApiError::NotFound(format!(
+                    "there is no container {name}; `ha-manager status` lists them"
+                )));
+            }
+        }
         Ok(serde_json::json!({"message": format!("{name} removed")}))
     }
 

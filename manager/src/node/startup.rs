@@ -14,7 +14,8 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
-    AgentBinary, Ctx, EventLog, Node, heard::Heard, joined, life::Lives, lock::StateLock, uplink::Uplink, watch,
+    AgentBinary, Ctx, EventLog, Node, heard::Heard, joined, life::Lives, lock::StateLock, stopping::Stopping,
+    uplink::Uplink, watch,
 };
 use crate::{
     api,
@@ -25,6 +26,7 @@ use crate::{
     recovery::Command,
     runtime::Runc,
     snapshot::Versions,
+    spec::ContainerName,
     store::{NodeRecord, Store},
 };
 
@@ -82,8 +84,8 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     });
     let uplink = Uplink::new(ctx.config.network.uplink.as_deref());
     let (actors, problems, holds) = (Mutex::default(), Mutex::default(), Mutex::default());
-    let (heard, lives) = (Heard::default(), Lives::default());
-    let node = Arc::new(Node { ctx, actors, problems, uplink, heard, lives, holds });
+    let (heard, lives, stopping) = (Heard::default(), Lives::default(), Stopping::default());
+    let node = Arc::new(Node { ctx, actors, problems, uplink, heard, lives, holds, stopping });
 
     // Before peers and operators are answered: what they want of a container must not meet its leftovers being judged.
     node.adopt().await;
@@ -96,11 +98,17 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         failure = servers.failed() => return failure.context("the manager's services ended"),
     }
     tracing::info!("stopping; containers go on running");
+    node.begin_to_stop().await;
     watching.stop();
-    node.let_go().await;
-    // Peers hold this node for left. Its containers run on, so nobody takes them for lost on that account.
-    node.ctx.membership.leave().await;
-    node.ctx.events.emit(None, "node.stopped", "the manager has stopped; its containers go on", json!({}));
+    let down = node.let_go().await;
+    if down.is_empty() {
+        // Peers hold this node for left. Its containers run on, so nobody takes them for lost on that account.
+        node.ctx.membership.leave().await;
+    } else {
+        // Peers will hold this node for dead, and take over what does not answer at its address.
+        tracing::warn!(?down, "not up, and no peer has taken them over: peers are not told that this node has left");
+    }
+    node.ctx.events.emit(None, "node.stopped", "the manager has stopped; its containers go on", json!({"down": down}));
     servers.stop().await;
     Ok(())
 }
@@ -217,22 +225,25 @@ fn machine_nonce(state_dir: &Path) -> anyhow::Result<String> {
 }
 
 impl Node {
-    /// Lets go of all containers and leaves them running.
-    async fn let_go(&self) {
+    /// Lets go of all containers and leaves them running. Returns those that are down and that no peer has taken over.
+    async fn let_go(&self) -> Vec<ContainerName> {
         const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);
         let handles: Vec<_> = self.actors().drain().collect();
         // All at once: one that is busy must not cost the others their time.
-        let ends = handles.into_iter().map(|(name, handle)| async move {
+        let ends = handles.into_iter().map(|(name, mut handle)| async move {
             let end = async {
                 // An actor that has ended has let go already.
                 let _ = handle.inbox.send(Command::Shutdown).await;
-                handle.task.await
+                (&mut handle.task).await
             };
-            if tokio::time::timeout(PATIENCE, end).await.is_err() {
+            let down = tokio::time::timeout(PATIENCE, end).await.unwrap_or_else(|_| {
                 tracing::warn!(container = %name, "its work did not end in {PATIENCE:?} and is given up");
-            }
+                Ok(handle.view.get().up_since.is_none())
+            });
+            // Its task was lost: so is what it did.
+            down.unwrap_or(true).then_some(name)
         });
-        futures_util::future::join_all(ends).await;
+        futures_util::future::join_all(ends).await.into_iter().flatten().collect()
     }
 }
 

@@ -17,7 +17,7 @@ use crate::{
     membership::Liveness,
     ownership::{self, Claim, Claimant, Owner},
     policy::{self, Candidate, Scope},
-    recovery::{Begin, LocalPhase, LocalRecord, Place, clear_leftovers},
+    recovery::{Begin, LocalPhase, LocalRecord, Place, clear_leftovers, forget},
     spec::{ContainerName, Epoch, NodeName, RecoveryStep, SnapshotId},
     store::apps::{self, App},
 };
@@ -53,6 +53,10 @@ impl Node {
             }
         };
         let Some(content) = &app.content else { return };
+        // Being cleared away or handed over here: its own task is at work on it.
+        if self.has(name) {
+            return;
+        }
         if !content.spec.recovery.steps.contains(&RecoveryStep::Failover) {
             return;
         }
@@ -90,6 +94,7 @@ impl Node {
     }
 
     async fn take(self: &Arc<Self>, name: &ContainerName, app: App, epoch: Epoch, began: Instant, why: String) {
+        let Ok(_claim) = self.stopping.may_begin().await else { return };
         let owner = match self.win(name, epoch).await {
             Ok(owner) => owner,
             Err(text) => {
@@ -138,6 +143,7 @@ impl Node {
     /// Begins a container that this node owns and nobody works on: goes on with the copy its record describes, else recovers.
     pub(super) async fn resume(self: &Arc<Self>, owner: Owner, app: App, why: &str) -> Result<(), String> {
         let Some(content) = app.content.clone() else { return Ok(()) };
+        let _claim = self.stopping.may_begin().await?;
         let text = |error: &(dyn std::error::Error + 'static)| crate::chain(error);
         let place = Place::new(&self.ctx.config, &content.spec.name);
         let record = LocalRecord::load(&place.record()).unwrap_or_else(|error| {
@@ -176,6 +182,7 @@ impl Node {
             return Err(format!("{name} is still being cleared away here; try again"));
         }
         let identity = self.identity(&content).await.map_err(|error| crate::chain(&error))?;
+        let claim = self.stopping.may_begin().await?;
         let owner = self.win(name, epoch).await?;
         let taken = owner.epoch;
         let detail = json!({"epoch": taken, "previous": epoch});
@@ -184,6 +191,7 @@ impl Node {
         if !self.start(app, content, owner, identity, Begin::Handed { snapshot, reply }) {
             return Err(format!("{name} is being started here already"));
         }
+        drop(claim);
         outcome.await.map_err(|_| "its task ended early; see the events of this node".to_owned())??;
         Ok(taken)
     }
@@ -236,6 +244,12 @@ impl Node {
             ));
         }
         let mine = owner.filter(|owner| owner.node == *self.name() && !owner.released);
+        if let (Some(owner), Some(App { generation, content: None, .. })) = (&mine, &app) {
+            // The removal had come as far as its description when it was broken off.
+            forget(&self.ctx, name, *generation, Some(owner)).await.map_err(|error| error.to_string())?;
+            self.events().emit(Some(name), "container.removed", "an interrupted removal was finished", json!({}));
+            return clear_leftovers(&self.ctx, name).await;
+        }
         let described = app.filter(|app| app.content.is_some());
         let (Some(owner), Some(app)) = (mine, described) else {
             self.events().emit(

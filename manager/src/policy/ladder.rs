@@ -4,11 +4,13 @@
 //!   scope      first                    then                     then              last
 //!   process    restart here, newest     fail over to a peer      older snapshots   cold start
 //!   container  (healthy) snapshot       (newest snapshot)        here              (only if allowed)
-//!   node       –                        here (we are the peer)   older, here       cold start, here
+//!   node       –                        here (we are the peer)   older, here       another peer, cold start
 //! ```
 //!
 //! The order and the limits are the container's `recovery` policy; this is what its steps mean in each situation. An
 //! attempt that fails is followed by the next; when none is left the container is failed and waits for its operator.
+//! A peer that is to take a container over needs something to begin from: [`newest`]. A taker of a lost node that cannot
+//! bring the container up itself offers it to the other peers, before a cold start.
 //! (Recovery by scope: Li, Kanso and Gherbi 2015, Fig. 6.)
 
 use crate::spec::{NodeName, RecoveryPolicy, RecoveryStep, SnapshotId};
@@ -77,16 +79,29 @@ pub struct Situation {
     pub peers: Vec<NodeName>,
 }
 
+/// The newest state that may be gone on from; `snapshots` are newest first.
+///
+/// A stateless container has nothing to restore. A stateful one without any snapshot has committed nothing that could be
+/// lost: its image is its newest state. One that has only unhealthy snapshots has none, unless a cold start is allowed.
+pub fn newest(stateful: bool, snapshots: &[KnownSnapshot]) -> Option<Source> {
+    match snapshots.iter().find(|snapshot| snapshot.healthy) {
+        Some(snapshot) if stateful => Some(Source::Snapshot(snapshot.id)),
+        None if stateful && !snapshots.is_empty() => None,
+        _ => Some(Source::Image),
+    }
+}
+
+/// Whom the container may be offered to; nobody when there is nothing to begin from, or it has changed hands too often.
+fn takers(situation: &Situation) -> impl Iterator<Item = Attempt> {
+    let may = newest(situation.stateful, &situation.snapshots).is_some()
+        && situation.recent_failovers as usize <= situation.peers.len();
+    situation.peers.iter().filter(move |_| may).map(|node| Attempt::Peer { node: node.clone() })
+}
+
 /// The attempts to make, in order; empty when the policy has nothing (more) to offer.
 pub fn plan(policy: &RecoveryPolicy, situation: &Situation) -> Vec<Attempt> {
     let snapshots: Vec<SnapshotId> = situation.snapshots.iter().filter(|s| s.healthy).map(|s| s.id).collect();
-    // A stateless container has nothing to restore. A stateful one without any snapshot has committed nothing that could be
-    // lost: its image is its newest state. One that has only unhealthy snapshots gets neither, unless a cold start is allowed.
-    let newest = match (situation.stateful, snapshots.first()) {
-        (true, Some(id)) => Some(Source::Snapshot(*id)),
-        (true, None) if !situation.snapshots.is_empty() => None,
-        _ => Some(Source::Image),
-    };
+    let newest = newest(situation.stateful, &situation.snapshots);
     let mut attempts = Vec::new();
     for &step in &policy.steps {
         match step {
@@ -100,11 +115,7 @@ pub fn plan(policy: &RecoveryPolicy, situation: &Situation) -> Vec<Attempt> {
             RecoveryStep::Failover if situation.scope == Scope::Node => {
                 attempts.extend(newest.map(|from| Attempt::Here { from, step }));
             }
-            RecoveryStep::Failover => {
-                if situation.recent_failovers as usize <= situation.peers.len() {
-                    attempts.extend(situation.peers.iter().map(|node| Attempt::Peer { node: node.clone() }));
-                }
-            }
+            RecoveryStep::Failover => attempts.extend(takers(situation)),
             RecoveryStep::OlderSnapshot { max } => {
                 let left = max.saturating_sub(situation.recent_older);
                 let untried = snapshots.iter().skip(1).filter(|id| !situation.tried.contains(id));
@@ -116,6 +127,11 @@ pub fn plan(policy: &RecoveryPolicy, situation: &Situation) -> Vec<Attempt> {
             RecoveryStep::ColdStart if situation.stateful && situation.recent_cold_starts > 0 => {}
             RecoveryStep::ColdStart => attempts.push(Attempt::Here { from: Source::Image, step }),
         }
+    }
+    if situation.scope == Scope::Node && policy.steps.contains(&RecoveryStep::Failover) {
+        let cold = |attempt: &Attempt| matches!(attempt, Attempt::Here { step: RecoveryStep::ColdStart, .. });
+        let at = attempts.iter().position(cold).unwrap_or(attempts.len());
+        attempts.splice(at..at, takers(situation));
     }
     attempts
 }
@@ -165,7 +181,30 @@ mod tests {
     #[test]
     fn the_taker_of_a_lost_node_restores_here_and_never_from_an_unhealthy_snapshot() {
         let got = plan(&RecoveryPolicy::stateful_default(), &situation(Scope::Node));
-        assert_eq!(sources(&got), ["e1-2", "e1-1"]);
+        assert_eq!(sources(&got), ["e1-2", "e1-1", "b"]);
+    }
+
+    #[test]
+    fn a_taker_that_cannot_offers_it_to_others_before_it_loses_the_state_and_not_for_ever() {
+        let mut policy = RecoveryPolicy::stateful_default();
+        policy.steps.push(RecoveryStep::ColdStart);
+        let mut taken = situation(Scope::Node);
+        taken.recent_failovers = 1;
+        assert_eq!(sources(&plan(&policy, &taken)), ["e1-2", "e1-1", "b", "image"]);
+        taken.recent_failovers = 2;
+        assert_eq!(sources(&plan(&policy, &taken)), ["e1-2", "e1-1", "image"]);
+    }
+
+    #[test]
+    fn what_has_only_unhealthy_snapshots_is_handed_to_nobody() {
+        for scope in [Scope::Process, Scope::Container, Scope::Node] {
+            let mut sick = situation(scope);
+            sick.snapshots = vec![snap(2, false), snap(1, false)];
+            assert_eq!(newest(true, &sick.snapshots), None);
+            assert_eq!(plan(&RecoveryPolicy::stateful_default(), &sick), [], "{scope:?}");
+        }
+        assert_eq!(newest(false, &[]), Some(Source::Image));
+        assert_eq!(newest(true, &[]), Some(Source::Image));
     }
 
     #[test]
@@ -173,7 +212,6 @@ mod tests {
         let mut policy = RecoveryPolicy::stateful_default();
         let mut only_unhealthy = situation(Scope::Container);
         only_unhealthy.snapshots = vec![snap(1, false)];
-        only_unhealthy.peers.clear();
         assert_eq!(plan(&policy, &only_unhealthy), []);
         policy.steps.push(RecoveryStep::ColdStart);
         assert_eq!(sources(&plan(&policy, &only_unhealthy)), ["image"]);
@@ -228,6 +266,7 @@ mod tests {
         fn no_plan_restores_an_unhealthy_snapshot_or_exceeds_its_limits(
             healthy in prop::collection::vec(any::<bool>(), 0..8), restarts in 0u32..10, failovers in 0u32..10,
             max in 0u32..6, older in 0u32..6, olders in 0u32..6, node in any::<bool>(), stateful in any::<bool>(),
+            peers in prop::collection::vec("[a-z]{1,3}", 0..3),
         ) {
             let count = healthy.len() as u64;
             let snapshots: Vec<_> = healthy.iter().zip(0..).map(|(h, i)| snap(count - i, *h)).collect();
@@ -236,12 +275,17 @@ mod tests {
             ] };
             let got = plan(&policy, &Situation {
                 scope: if node { Scope::Node } else { Scope::Container }, stateful, snapshots: snapshots.clone(),
-                recent_restarts: restarts, recent_older: olders, tried: vec![], recent_cold_starts: 0, recent_failovers: failovers, peers: vec![],
+                recent_restarts: restarts, recent_older: olders, tried: vec![], recent_cold_starts: 0, recent_failovers: failovers,
+                peers: peers.iter().map(|peer| peer.parse().unwrap()).collect(),
             });
             let mut by_restart = 0;
             let mut by_older = 0;
             for attempt in &got {
-                let Attempt::Here { from, step } = attempt else { continue };
+                let Attempt::Here { from, step } = attempt else {
+                    prop_assert!(!stateful || snapshots.is_empty() || healthy.contains(&true), "nothing to hand over");
+                    prop_assert!(failovers as usize <= peers.len());
+                    continue;
+                };
                 match step {
                     RecoveryStep::Restart { .. } => by_restart += 1,
                     RecoveryStep::OlderSnapshot { .. } => by_older += 1,

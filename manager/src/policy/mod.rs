@@ -10,6 +10,6 @@ mod ladder;
 mod placement;
 mod schedule;
 
-pub use ladder::{Attempt, KnownSnapshot, Scope, Situation, Source, plan};
+pub use ladder::{Attempt, KnownSnapshot, Scope, Situation, Source, newest, plan};
 pub use placement::{Candidate, rank};
 pub use schedule::Schedule;

@@ -37,8 +37,6 @@ use crate::{
     store::apps::{App, AppContent},
 };
 
-/// What is being packed and uploaded when the manager ends is waited for this long.
-const PACK_PATIENCE: Duration = Duration::from_secs(10);
 /// Restarts are counted over this long, as the `recovery` annotation documents.
 pub(super) const RESTART_WINDOW: Duration = Duration::from_secs(600);
 
@@ -72,7 +70,8 @@ pub struct ActorHandle {
     pub inbox: mpsc::Sender<Command>,
     pub view: SharedView,
     pub log: ShippingView,
-    pub task: JoinHandle<()>,
+    /// Ends with true when the container is neither up nor at rest, and nobody goes on with it until the next manager does.
+    pub task: JoinHandle<bool>,
 }
 
 /// What keeps the container from being up, and what comes of it.
@@ -121,7 +120,9 @@ pub(super) struct Actor {
     pub conflict: bool,
     pub(super) watchdog: Watchdog,
     next_ping: Instant,
-    inbox: mpsc::Receiver<Command>,
+    pub(super) inbox: mpsc::Receiver<Command>,
+    /// Heard in the middle of something that it ended.
+    pub(super) deferred: Option<Command>,
 }
 
 enum Input {
@@ -197,27 +198,28 @@ pub fn spawn(
         watchdog: Watchdog::new(WatchdogConfig::default(), now),
         next_ping: now,
         inbox,
+        deferred: None,
         ctx,
     };
     ActorHandle { inbox: sender, view, log, task: tokio::spawn(actor.run(begin)) }
 }
 
 impl Actor {
-    async fn run(mut self, begin: Begin) {
+    async fn run(mut self, begin: Begin) -> bool {
         if self.begin(begin).await.is_break() {
-            return;
+            return false;
         }
         loop {
             let flow = match self.next().await {
+                Input::Command(Some(Command::Shutdown) | None) => return self.let_go().await,
                 Input::Command(Some(command)) => self.command(command).await,
-                Input::Command(None) => ControlFlow::Break(()),
                 Input::Agent(event) => self.agent_event(event).await,
                 Input::Exited => self.exited().await,
                 Input::Upload(report) => self.uploaded(report).await,
                 Input::Tick => self.tick().await,
             };
             if flow.is_break() {
-                return;
+                return false;
             }
         }
     }
@@ -230,12 +232,22 @@ impl Actor {
                 self.recover(scope, why).await
             }
             Begin::Handed { snapshot, reply } => self.handed(snapshot, reply).await,
-            Begin::Claimed { snapshot, progress, reply } => self.order_restore(snapshot, progress, reply).await,
+            Begin::Claimed { snapshot, progress, reply } => {
+                let flow = self.order_restore(snapshot, progress, reply).await;
+                if flow.is_continue() && self.view.get().phase == Phase::Starting {
+                    // Claimed, and not even begun: from here on it is this node's like any other.
+                    return self.recover(Scope::Node, "its operator claimed it".into()).await;
+                }
+                flow
+            }
             Begin::Adopt(record) => self.adopt(*record).await,
         }
     }
 
     async fn next(&mut self) -> Input {
+        if let Some(command) = self.deferred.take() {
+            return Input::Command(Some(command));
+        }
         let wake = tokio::time::Instant::from_std(self.wake());
         match &mut self.state {
             State::Up(live) => {
@@ -307,16 +319,13 @@ impl Actor {
             }
             Command::Deposed(by) if self.is_deposed_by(&by) => self.deposed(&by).await,
             Command::Deposed(_) => ControlFlow::Continue(()),
-            Command::Shutdown => {
-                // A dump in memory is lost with the manager; packed, it waits on the disk for the next one.
-                self.uploads.settle(PACK_PATIENCE).await;
-                ControlFlow::Break(())
-            }
+            // Heard by `run`.
+            Command::Shutdown => ControlFlow::Break(()),
         }
     }
 
     /// Takes a new generation that changes nothing of the running container.
-    fn update(&mut self, app: App) {
+    pub(super) fn update(&mut self, app: App) {
         let Some(content) = app.content else { return };
         self.generation = app.generation;
         if let (StateKind::Stateful { sensitivity }, Some(schedule)) = (content.spec.state, &mut self.schedule) {
@@ -324,7 +333,16 @@ impl Actor {
         }
         self.view.update(|view| view.spec = content.spec.clone());
         self.app = content;
-        self.save(if matches!(self.state, State::Up(_)) { LocalPhase::Up } else { LocalPhase::Stopped });
+        self.save(self.local_phase());
+    }
+
+    /// What the next manager is to make of the copy as it is now.
+    pub(super) fn local_phase(&self) -> LocalPhase {
+        match (&self.state, self.view.get().phase) {
+            (State::Up(_), _) => LocalPhase::Up,
+            (State::Down(_), Phase::Stopped) => LocalPhase::Stopped,
+            (State::Down(_), _) => LocalPhase::Launching,
+        }
     }
 
     /// False for old news: after a move that failed this node owns the container again, under a later epoch than the peer's.
@@ -383,6 +401,7 @@ impl Actor {
         self.watchdog = Watchdog::new(WatchdogConfig::default(), Instant::now());
         (self.waited, self.conflict, self.unfit) = (None, false, None);
         self.next_ping = Instant::now() + PING_EVERY;
+        self.uploads.may_prune(true);
         self.state = State::Up(Box::new(live));
         self.save(LocalPhase::Up);
     }
@@ -391,6 +410,7 @@ impl Actor {
     /// run: it must neither be begun anew nor handed over.
     pub(super) async fn clear(&mut self, extent: Extent) -> Result<(), TeardownError> {
         self.state = State::Down(Down::Resting);
+        self.uploads.may_prune(false);
         let (ctx, name, place) = (Arc::clone(&self.ctx), self.name.clone(), self.place.clone());
         let cleared = super::launch::blocking(move || teardown::clear(&ctx, &name, &place, extent)).await;
         if let Err(error) = &cleared {

@@ -1,7 +1,7 @@
 //! Drafts become snapshots: uploaded, committed, oldest first, and the old ones pruned.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -14,7 +14,7 @@ use super::{
 use crate::{
     ownership::OwnershipError,
     snapshot::{self, Pruned, Queue, SnapshotError},
-    spec::SnapshotId,
+    spec::{Epoch, SnapshotId},
 };
 
 const FIRST_RETRY: Duration = Duration::from_millis(500);
@@ -154,23 +154,30 @@ impl Committer {
     async fn commit(&self, id: SnapshotId) -> Result<Report, SnapshotError> {
         let queue = self.queue.clone();
         let draft = blocking(move || queue.load(id)).await?;
-        let (store, name) = (&self.shared.setting.store, &self.shared.setting.name);
-        let manifest = snapshot::upload(store, &draft, &|_| {}).await?;
+        let store = &self.shared.setting.store;
+        let moved = |_| self.shared.pending.send_modify(|pending| pending.moved += 1);
+        let manifest = snapshot::upload(store, &draft, &moved).await?;
         let committed = Instant::now();
         let (timing, keep) = {
             let mut drafts = self.shared.drafts();
             (drafts.timings.remove(&id), drafts.keep)
         };
         let timing = timing.map(|(frozen_at, wall)| Timing { frozen_at, wall, committed });
-        // The snapshot is safe; what is too many is removed now or after the next one.
-        let pruned = match snapshot::prune(store, name, keep, id.epoch).await {
-            Ok(pruned) => pruned,
-            Err(error) => {
-                tracing::warn!(container = %name, error = crate::chain(&error), "old snapshots could not be removed");
-                Pruned::default()
-            }
-        };
+        let pruned = self.prune(keep, id.epoch).await;
         Ok(Report::Committed { manifest: Box::new(manifest), timing, pruned })
+    }
+
+    /// The newest is safe; what is too many is removed now or after a later one.
+    async fn prune(&self, keep: u32, epoch: Epoch) -> Pruned {
+        let _busy = self.shared.pruning.busy.lock().await;
+        if !self.shared.pruning.allowed.load(Ordering::SeqCst) {
+            return Pruned::default();
+        }
+        let (store, name) = (&self.shared.setting.store, &self.shared.setting.name);
+        snapshot::prune(store, name, keep, epoch).await.unwrap_or_else(|error| {
+            tracing::warn!(container = %name, error = crate::chain(&error), "old snapshots could not be removed");
+            Pruned::default()
+        })
     }
 
     fn not_listed(&self, error: &SnapshotError) {

@@ -6,15 +6,20 @@ use ha_proto::peer::{MAX_MESSAGE, TakeOverRequest, peer_client::PeerClient};
 use serde_json::json;
 use tonic::transport::Endpoint;
 
-use super::actor::Actor;
+use super::{
+    actor::Actor,
+    recover::{FIRST_WAIT, LONGEST_WAIT},
+};
 use crate::{
     ownership::{self, Claim, Claimant, Owner, OwnershipError},
-    spec::{NodeName, SnapshotId},
+    spec::{Epoch, NodeName, SnapshotId},
 };
 
 /// Restoring there, with room for a large image.
 const PATIENCE: Duration = Duration::from_secs(120);
 const CONNECT: Duration = Duration::from_secs(2);
+/// A peer whose power is cut says nothing: one that does not answer a ping for this long is gone.
+const ALIVE: Duration = Duration::from_secs(2);
 
 /// What became of it.
 pub(super) enum Handover {
@@ -24,6 +29,28 @@ pub(super) enum Handover {
     Refused(String),
     /// Somebody else owns it by now.
     Deposed(Owner),
+    /// Who owns it is not settled: something that was heard meanwhile is heeded first.
+    Interrupted,
+    /// Who owns it cannot be settled by trying again.
+    Stuck(String),
+}
+
+/// Why it is not this node's again.
+enum NotBack {
+    Lost(Owner),
+    /// The store is away: the same again.
+    Away(String),
+    Hopeless(String),
+}
+
+impl From<OwnershipError> for NotBack {
+    fn from(error: OwnershipError) -> Self {
+        match error {
+            OwnershipError::Deposed { by, .. } => Self::Lost(*by),
+            error if error.is_retryable() => Self::Away(crate::chain(&error)),
+            error => Self::Hopeless(crate::chain(&error)),
+        }
+    }
 }
 
 enum NotTaken {
@@ -41,8 +68,8 @@ impl Actor {
         match self.ask(to, snapshot).await {
             Ok(epoch) => Handover::Taken { epoch },
             Err(NotTaken::NotAsked(text)) => Handover::Refused(text),
-            Err(NotTaken::Refused(text)) => self.take_back(text).await,
-            Err(NotTaken::Unknown(text)) => self.settle_unknown(text).await,
+            Err(NotTaken::Refused(text)) => self.take_back(text, Some(to)).await,
+            Err(NotTaken::Unknown(text)) => self.take_back(text, None).await,
         }
     }
 
@@ -55,6 +82,7 @@ impl Actor {
         let away = |why: String| format!("node {to} at {} cannot take it: {why}", peer.address);
         let endpoint = Endpoint::from_shared(format!("http://{}", peer.address))
             .map_err(|err| NotTaken::NotAsked(away(err.to_string())))?;
+        let endpoint = endpoint.http2_keep_alive_interval(ALIVE).keep_alive_timeout(ALIVE).keep_alive_while_idle(true);
         let channel = endpoint.connect_timeout(CONNECT).timeout(PATIENCE).connect().await;
         let channel = channel.map_err(|err| NotTaken::NotAsked(away(crate::chain(&err))))?;
         let request = TakeOverRequest {
@@ -70,63 +98,60 @@ impl Actor {
         if reply.error.is_empty() { Ok(reply.epoch) } else { Err(NotTaken::Refused(away(reply.error))) }
     }
 
-    /// Who owns it is settled by claiming the epoch the peer was asked to claim: it has it already and answers for the
-    /// container, going on by itself now that its caller is gone; or it can no longer become the owner of a container that has
-    /// been begun again here.
-    async fn settle_unknown(&mut self, text: String) -> Handover {
+    /// Whether the peer is the owner, or may yet become it, is settled by claiming an epoch of its own for this node. The one
+    /// the peer was asked to claim comes first: when this node has it, a claim that is still on its way to the store fails. A
+    /// peer that has it and said nothing answers for the container; one that said no (`refused_by`) does not, and the next
+    /// epoch is claimed.
+    async fn take_back(&mut self, text: String, refused_by: Option<&NodeName>) -> Handover {
         let claimant = Claimant::new(self.ctx.config.node.clone());
+        let mut expected = self.owner.epoch;
+        let mut wait = FIRST_WAIT;
         loop {
-            let claimed = ownership::claim(&self.ctx.store, &self.name, Some(self.owner.epoch), &claimant).await;
-            match self.claimed(claimed).await {
-                Some(Ok(())) => return Handover::Refused(text),
-                Some(Err(owner)) => return Handover::Deposed(owner),
-                None => tokio::time::sleep(Duration::from_millis(500)).await,
-            }
-        }
-    }
-
-    /// The peer may or may not have become the owner before it failed: the store knows.
-    async fn take_back(&mut self, text: String) -> Handover {
-        let claimant = Claimant::new(self.ctx.config.node.clone());
-        loop {
-            let store = &self.ctx.store;
-            let outcome = match ownership::current(store, &self.name).await {
-                Ok(Some(owner)) if owner == self.owner => return Handover::Refused(text),
-                Ok(Some(owner)) => ownership::claim(store, &self.name, Some(owner.epoch), &claimant).await,
-                Ok(None) => return Handover::Refused(text),
-                Err(error) => Err(error),
+            let cause = match self.claim_back(expected, &claimant).await {
+                Ok(()) => return Handover::Refused(text),
+                Err(NotBack::Lost(owner)) if refused_by == Some(&owner.node) && !owner.released => {
+                    expected = owner.epoch;
+                    continue;
+                }
+                Err(NotBack::Lost(owner)) => return Handover::Deposed(owner),
+                Err(NotBack::Hopeless(cause)) => {
+                    let text = format!("{text}; and it cannot be taken back: {cause}");
+                    self.event("recovery.exhausted", &text, json!({"cause": cause}));
+                    return Handover::Stuck(text);
+                }
+                Err(NotBack::Away(cause)) => cause,
             };
-            match self.claimed(outcome).await {
-                Some(Ok(())) => return Handover::Refused(text),
-                Some(Err(owner)) => return Handover::Deposed(owner),
-                None => tokio::time::sleep(Duration::from_millis(500)).await,
+            let detail = json!({"cause": cause, "again_in_ms": u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)});
+            self.event("recovery.waiting", &cause, detail);
+            self.view.update(|view| view.failure = Some(cause));
+            let again = tokio::time::sleep(wait);
+            tokio::pin!(again);
+            loop {
+                tokio::select! {
+                    () = &mut again => break,
+                    command = self.inbox.recv() => if self.defer(command, "taken back from its peer") {
+                        return Handover::Interrupted;
+                    },
+                }
             }
+            wait = (wait * 2).min(LONGEST_WAIT);
         }
     }
 
-    /// What follows from a claim: `Ok` when this node is the owner again, `Err` with who is, `None` to try again.
-    async fn claimed(&mut self, outcome: Result<Claim, OwnershipError>) -> Option<Result<(), Owner>> {
-        let owner = match outcome {
-            Ok(Claim::Won(owner)) => owner,
-            Ok(Claim::Lost(owner)) => return Some(Err(owner)),
-            Err(error) => {
-                tracing::warn!(container = %self.name, error = crate::chain(&error), "taking back");
-                return None;
-            }
+    /// Becomes the owner after `expected`.
+    async fn claim_back(&mut self, expected: Epoch, claimant: &Claimant) -> Result<(), NotBack> {
+        let (store, name) = (&self.ctx.store, &self.name);
+        let owner = match ownership::claim(store, name, Some(expected), claimant).await.map_err(NotBack::from)? {
+            Claim::Won(owner) => owner,
+            // Claimed by this node while it waited for the peer's answer.
+            Claim::Lost(owner) if owner.node == self.ctx.config.node && !owner.released => owner,
+            Claim::Lost(owner) => return Err(NotBack::Lost(owner)),
         };
-        match ownership::take_base(&self.ctx.store, &self.name, &owner).await {
-            Ok(_) => {
-                let detail = json!({"epoch": owner.epoch, "previous": self.owner.epoch});
-                self.event("ownership.claimed", "taken back", detail);
-                self.own(owner);
-                Some(Ok(()))
-            }
-            Err(OwnershipError::Deposed { by, .. }) => Some(Err(*by)),
-            Err(error) => {
-                tracing::warn!(container = %self.name, error = crate::chain(&error), "taking back");
-                None
-            }
-        }
+        ownership::take_base(store, name, &owner).await.map_err(NotBack::from)?;
+        let detail = json!({"epoch": owner.epoch, "previous": self.owner.epoch});
+        self.event("ownership.claimed", "taken back", detail);
+        self.own(owner);
+        Ok(())
     }
 
     /// Owner under a new epoch: snapshots are counted anew.

@@ -3,10 +3,11 @@
 use std::{io, path::PathBuf, sync::Arc};
 
 use ha_proto::agent as agent_config;
+use nix::errno::Errno;
 
 use super::{
     live::{Live, ProbeError},
-    place::Place,
+    place::{Place, Volumes},
     teardown::TeardownError,
 };
 use crate::{
@@ -15,17 +16,32 @@ use crate::{
     image::{self, ImageError},
     network::{self, Attachment, Conflict, NetworkError},
     node::Ctx,
+    ownership::{Owner, OwnershipError},
     runtime::{self, BundleError, BundleSpec, Runtime, RuntimeError},
     snapshot::SnapshotError,
     spec::{ContainerName, ContainerSpec, MountSource, RestartPolicy, SnapshotId, StateKind},
     store::{StoreError, apps::AppContent},
 };
 
+/// What a node's kernel answers when it has no room or its hardware fails, whatever was asked of it.
+const OF_THIS_NODE: [Errno; 8] = [
+    Errno::ENOSPC,
+    Errno::EDQUOT,
+    Errno::EROFS,
+    Errno::EIO,
+    Errno::ENOMEM,
+    Errno::EMFILE,
+    Errno::ENFILE,
+    Errno::EAGAIN,
+];
+
 /// Why a container could not be brought up here.
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
     #[error(transparent)]
     Teardown(#[from] TeardownError),
+    #[error("it is not known whether this node still owns it")]
+    Ownership(#[source] OwnershipError),
     #[error("the image {reference} cannot be made ready")]
     Image { reference: String, source: ImageError },
     #[error("the agent {digest} cannot be made ready")]
@@ -59,11 +75,39 @@ impl LaunchError {
     pub fn is_transient(&self) -> bool {
         match self {
             LaunchError::Conflict { .. } | LaunchError::Teardown(_) => true,
+            LaunchError::Ownership(_) => self.deposed_by().is_none(),
             LaunchError::Agent { source, .. } => source.is_retryable(),
             LaunchError::Snapshot { source, .. } => source.is_retryable(),
             LaunchError::Image { source, .. } => source.is_retryable(),
             _ => false,
         }
+    }
+
+    /// The later owner, if there is one.
+    pub fn deposed_by(&self) -> Option<&Owner> {
+        match self {
+            LaunchError::Ownership(OwnershipError::Deposed { by, .. }) => Some(by),
+            _ => None,
+        }
+    }
+
+    /// True when it is this node that cannot: its disk is full or fails, it is out of memory or descriptors. Another snapshot
+    /// would do no better here; the same one may on another node, or here later.
+    pub fn is_of_this_node(&self) -> bool {
+        if matches!(self, LaunchError::Snapshot { source: SnapshotError::Worker { .. }, .. }) {
+            return true;
+        }
+        let mut next: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(error) = next {
+            next = error.source();
+            let Some(io) = error.downcast_ref::<io::Error>() else { continue };
+            match (io.raw_os_error().map(Errno::from_raw), io.get_ref()) {
+                (Some(errno), _) => return OF_THIS_NODE.contains(&errno),
+                (None, Some(inner)) => next = Some(inner),
+                (None, None) => {}
+            }
+        }
+        false
     }
 
     pub(super) fn io(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
@@ -208,15 +252,16 @@ pub fn probe_address(ctx: &Ctx, identity: &network::NetIdentity) -> tokio::task:
     })
 }
 
-/// Starts the container from its image: its processes begin anew.
+/// Starts the container from its image: its processes begin anew, with or without what its volumes hold here.
 pub async fn cold_start(
     ctx: &Arc<Ctx>,
     place: &Place,
     app: &AppContent,
     identity: &network::NetIdentity,
+    volumes: Volumes,
 ) -> Result<Live, LaunchError> {
     let container = &app.spec.name;
-    place.recreate().map_err(LaunchError::io("make the container's directories"))?;
+    place.recreate(volumes).map_err(LaunchError::io("make the container's directories"))?;
     for mount in &app.spec.mounts {
         if let MountSource::Volume { name } = &mount.source {
             std::fs::create_dir_all(place.volume(name)).map_err(LaunchError::io(format!("make volume {name}")))?;
@@ -257,5 +302,31 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
         Err(Ok(panic)) => std::panic::resume_unwind(panic),
         // Cancelled: the runtime is shutting down, and nobody waits for this any more.
         Err(Err(_)) => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn snapshot(source: SnapshotError) -> LaunchError {
+        LaunchError::Snapshot { snapshot: "e1-1".parse().unwrap(), source }
+    }
+
+    #[test]
+    fn a_full_or_failing_node_is_told_from_a_bad_snapshot() {
+        let io = |errno: Errno| io::Error::from_raw_os_error(errno as i32);
+        let fetched = |source| snapshot(SnapshotError::Io { op: "write", path: "/x".into(), source });
+        for errno in OF_THIS_NODE {
+            assert!(fetched(io(errno)).is_of_this_node(), "{errno}");
+            assert!(LaunchError::io("make room")(io(errno)).is_of_this_node(), "{errno}");
+            assert!(fetched(io::Error::other(io(errno))).is_of_this_node(), "{errno}, wrapped");
+        }
+        for errno in [Errno::ENAMETOOLONG, Errno::EINVAL, Errno::EEXIST] {
+            assert!(!fetched(io(errno)).is_of_this_node(), "{errno}");
+        }
+        assert!(snapshot(SnapshotError::Worker { op: "fetch" }).is_of_this_node());
+        let damaged = SnapshotError::Damaged { object: "o".into(), what: "w".into() };
+        assert!(!snapshot(damaged).is_of_this_node());
     }
 }

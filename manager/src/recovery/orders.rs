@@ -8,11 +8,10 @@ use tokio::sync::oneshot;
 
 use super::{
     actor::{Actor, State},
-    checkpoint::{NoCheckpoint, open_gate},
-    handover::Handover,
+    checkpoint::NoCheckpoint,
     launch,
     order::ProgressSender,
-    place::Place,
+    place::{Place, Volumes},
     recover::{ms, source_name},
     teardown::{self, Extent},
     upload::Report,
@@ -24,21 +23,11 @@ use crate::{
     ownership::{self, Claim, Claimant, Owner},
     policy::{Scope, Source},
     snapshot::{self, SnapshotKind},
-    spec::{ContainerName, NodeName, SnapshotId, StateKind},
+    spec::{ContainerName, SnapshotId, StateKind},
     store::{addresses, apps},
 };
 
-type Reply = oneshot::Sender<Result<Value, ApiError>>;
-
-/// Why a move stops before anything was ended here.
-enum NoSnapshot {
-    /// The container goes on here.
-    Failed(String),
-    /// It does not run here any more, or cannot be reached.
-    Broken(String),
-    /// Another node owns it by now.
-    Deposed(Owner),
-}
+pub(super) type Reply = oneshot::Sender<Result<Value, ApiError>>;
 
 impl Actor {
     pub(super) async fn order_checkpoint(&mut self, progress: ProgressSender, reply: Reply) -> ControlFlow<()> {
@@ -75,9 +64,12 @@ impl Actor {
         reply: Reply,
     ) -> ControlFlow<()> {
         let began = Instant::now();
+        // The snapshot that is chosen must not be pruned before it is fetched.
+        self.uploads.hold().await;
         let from = match self.chosen(snapshot).await {
             Ok(from) => from,
             Err(error) => {
+                self.uploads.may_prune(matches!(self.state, State::Up(_)));
                 let _ = reply.send(Err(error));
                 return ControlFlow::Continue(());
             }
@@ -86,13 +78,14 @@ impl Actor {
         progress.step(format!("restoring {} from {shown}", self.name));
         // Somebody looks after it: whoever could not take it before is asked again.
         self.unfit = None;
+        let before = self.view.get().phase;
         self.view.update(|view| view.phase = Phase::Recovering);
         self.event(
             "recovery.started",
             "its operator puts it back",
             json!({"why": "operator", "epoch": self.owner.epoch}),
         );
-        match self.launch(from).await {
+        match self.launch(from, Volumes::Stay).await {
             Ok(()) => {
                 // Until there is a snapshot of this state, a failover would go back to the one that was not wanted.
                 self.schedule.iter_mut().for_each(|schedule| schedule.due_now(Instant::now()));
@@ -101,6 +94,17 @@ impl Actor {
                 self.event("recovery.serving", &format!("the container serves again, from {shown}"), detail);
                 let text = format!("{} runs on {} again, from {shown}", self.name, self.ctx.config.node);
                 let _ = reply.send(Ok(json!({"message": text, "from": shown, "node": self.ctx.config.node})));
+                ControlFlow::Continue(())
+            }
+            Err(error) if error.deposed_by().is_some() || matches!(self.state, State::Up(_)) => {
+                let text = crate::chain(&error);
+                let _ = reply.send(Err(ApiError::Failed(format!("{} was not restored: {text}", self.name))));
+                if let Some(by) = error.deposed_by() {
+                    return self.deposed(by).await;
+                }
+                // Nothing was touched: it goes on as it was.
+                self.uploads.may_prune(true);
+                self.view.update(|view| view.phase = before);
                 ControlFlow::Continue(())
             }
             Err(error) => {
@@ -135,114 +139,6 @@ impl Actor {
             let what =
                 wanted.map_or("no healthy snapshot".to_owned(), |id| format!("no snapshot {id} that can be read here"));
             ApiError::NotFound(format!("{0} has {what}; `ha-manager snapshots {0}` lists what there is", self.name))
-        })
-    }
-
-    pub(super) async fn order_move(&mut self, to: NodeName, progress: ProgressSender, reply: Reply) -> ControlFlow<()> {
-        if let Err(refused) = self.may_move(&to) {
-            let _ = reply.send(Err(refused));
-            return ControlFlow::Continue(());
-        }
-        let began = Instant::now();
-        let snapshot = match self.last_snapshot_for_move(&progress).await {
-            Ok(snapshot) => snapshot,
-            Err(NoSnapshot::Failed(text)) => {
-                let text = format!("{text}; {} goes on here", self.name);
-                let _ = reply.send(Err(ApiError::Failed(text)));
-                return ControlFlow::Continue(());
-            }
-            Err(NoSnapshot::Broken(text)) => {
-                let told = format!("{text}; {} is recovered as after a failure", self.name);
-                let _ = reply.send(Err(ApiError::Failed(told)));
-                return self.lost(Scope::Container, text).await;
-            }
-            Err(NoSnapshot::Deposed(by)) => {
-                let _ = reply.send(Err(ApiError::Failed(format!("node {} owns {} now", by.node, self.name))));
-                return self.deposed(&by).await;
-            }
-        };
-        self.view.update(|view| view.phase = Phase::Moving);
-        progress.step(format!("ending the copy on {}", self.ctx.config.node));
-        if let Err(error) = self.clear(Extent::Running).await {
-            let _ = reply.send(Err(ApiError::Failed(format!("{error}; {} stays here", self.name))));
-            return self.recover(Scope::Container, format!("the move to {to} failed")).await;
-        }
-        self.ship_log().await;
-        progress.step(format!("restoring on {to}"));
-        match self.hand_over(&to, snapshot).await {
-            Handover::Taken { epoch } => {
-                let text = format!("{} runs on {to} (epoch {epoch}, {} ms)", self.name, ms(began));
-                let _ = reply.send(Ok(json!({"message": text, "node": to, "epoch": epoch, "ms": ms(began)})));
-                self.gone(&to).await
-            }
-            Handover::Deposed(by) => {
-                let _ = reply.send(Err(ApiError::Failed(format!("node {} owns {} now", by.node, self.name))));
-                self.deposed(&by).await
-            }
-            Handover::Refused(text) => {
-                self.event("move.failed", &text, json!({"to": to, "cause": text}));
-                // From the very state it was to move with, whatever the policy says: nothing has failed here.
-                let outcome = match self.launch(snapshot.map_or(Source::Image, Source::Snapshot)).await {
-                    Ok(()) => {
-                        let _ = reply.send(Err(ApiError::Failed(format!("{text}; {} goes on here", self.name))));
-                        return ControlFlow::Continue(());
-                    }
-                    Err(error) => crate::chain(&error),
-                };
-                let told = format!("{text}; and here: {outcome}; {} is recovered as after a failure", self.name);
-                let _ = reply.send(Err(ApiError::Failed(told)));
-                self.recover(Scope::Container, format!("the move to {to} failed")).await
-            }
-        }
-    }
-
-    fn may_move(&self, to: &NodeName) -> Result<(), ApiError> {
-        if *to == self.ctx.config.node {
-            return Err(ApiError::Refused(format!("{} is on {to} already", self.name)));
-        }
-        let peers = self.ctx.membership.peers();
-        match peers.iter().find(|peer| peer.name == *to) {
-            None => Err(ApiError::NotFound(format!("there is no node {to}; `ha-manager status` lists them"))),
-            Some(peer) if peer.liveness != crate::membership::Liveness::Alive => Err(ApiError::Refused(format!(
-                "node {to} is {}: start it first, or choose another (`ha-manager status`)",
-                peer.liveness.as_str()
-            ))),
-            Some(_) if !matches!(self.state, State::Up(_)) => {
-                Err(ApiError::Refused(format!("{} is not running", self.name)))
-            }
-            Some(_) => Ok(()),
-        }
-    }
-
-    /// The last state, committed, with the container cut off from the network since it was frozen. `None` for a stateless
-    /// container. On an error the container is on the network again.
-    async fn last_snapshot_for_move(&mut self, progress: &ProgressSender) -> Result<Option<SnapshotId>, NoSnapshot> {
-        if matches!(self.app.spec.state, StateKind::Stateless) {
-            return Ok(None);
-        }
-        progress.step("last checkpoint");
-        let id = self.checkpoint(SnapshotKind::Final).await.map_err(|error| match error {
-            NoCheckpoint::Goes(text) => NoSnapshot::Failed(text),
-            NoCheckpoint::Broken(text) => NoSnapshot::Broken(text),
-        })?;
-        progress.step(format!("{id}: packing and uploading"));
-        let cause = loop {
-            match self.uploads.report().await {
-                // Older drafts that wait keep this one waiting behind them.
-                Report::Waiting { id, cause } => {
-                    let _ = self.uploaded(Report::Waiting { id, cause: cause.clone() }).await;
-                    break cause;
-                }
-                Report::Committed { manifest, .. } if manifest.meta.id == id => return Ok(Some(id)),
-                Report::Failed { id: failed, cause } if failed == id => break cause,
-                Report::Deposed { by, .. } if self.is_deposed_by(&by) => return Err(NoSnapshot::Deposed(by)),
-                earlier => drop(self.uploaded(earlier).await),
-            }
-        };
-        let (ctx, name) = (Arc::clone(&self.ctx), self.name.clone());
-        Err(match launch::blocking(move || open_gate(&ctx.network, &name)).await {
-            Ok(()) => NoSnapshot::Failed(cause),
-            Err(error) => NoSnapshot::Broken(format!("{cause}; and then: {}", crate::chain(&error))),
         })
     }
 
@@ -304,10 +200,7 @@ impl Actor {
                     view.last_frozen = timing.map(|timing| timing.frozen_at);
                     view.checkpoint_problem = None;
                 });
-                self.save(match self.state {
-                    State::Up(_) => super::record::LocalPhase::Up,
-                    State::Down(_) => super::record::LocalPhase::Launching,
-                });
+                self.save(self.local_phase());
                 self.answer(id, Ok(committed(&info)));
             }
             Report::Failed { id, cause } => {
@@ -353,8 +246,10 @@ pub async fn forget(ctx: &Ctx, name: &ContainerName, generation: u64, held: Opti
     let store = &ctx.store;
     let unavailable = |error: &(dyn std::error::Error + 'static)| ApiError::Unavailable(crate::chain(error));
     let current = ownership::current(store, name).await.map_err(|error| unavailable(&error))?;
+    // One that is released was on its way out already.
     if let (Some(held), Some(current)) = (held, &current)
         && held != current
+        && !current.released
     {
         return Err(ApiError::Refused(format!("node {} owns {name} now; remove it there", current.node)));
     }
@@ -375,15 +270,23 @@ pub async fn forget(ctx: &Ctx, name: &ContainerName, generation: u64, held: Opti
             return Err(ApiError::Refused(format!("node {} took {name} over at the same time; try again", other.node)));
         }
     }
+    forget_objects(ctx, name).await.map(drop)
+}
+
+/// Deletes what the store has of a container that nobody describes or owns any more. True when there was something: a removal
+/// had been interrupted.
+pub async fn forget_objects(ctx: &Ctx, name: &ContainerName) -> Result<bool, ApiError> {
+    let store = &ctx.store;
     let removed = async {
-        snapshot::remove_all(store, name).await.map_err(|error| crate::chain(&error))?;
-        store.delete_prefix(&crate::store::keys::logs(name)).await.map_err(|error| crate::chain(&error))?;
+        let mut found = snapshot::remove_all(store, name).await.map_err(|error| crate::chain(&error))?;
+        found += store.delete_prefix(&crate::store::keys::logs(name)).await.map_err(|error| crate::chain(&error))?;
         for (address, container) in addresses::all(store).await.map_err(|error| crate::chain(&error))? {
             if container == *name {
                 addresses::release(store, name, address).await.map_err(|error| crate::chain(&error))?;
+                found += 1;
             }
         }
-        Ok::<_, String>(())
+        Ok::<_, String>(found > 0)
     };
     removed.await.map_err(ApiError::Unavailable)
 }

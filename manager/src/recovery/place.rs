@@ -7,6 +7,15 @@ use std::{
 
 use crate::{config::NodeConfig, spec::ContainerName};
 
+/// What becomes of the named volumes when the other files of a copy go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Volumes {
+    /// Nothing holds anything newer: what begins anew from the image goes on with them.
+    Stay,
+    /// A snapshot brings its own, or their state is given up.
+    Go,
+}
+
 /// `STATE/containers/NAME/…` and, for CRIU's images, `SCRATCH/images/NAME/…` (best on a tmpfs).
 #[derive(Debug, Clone)]
 pub struct Place {
@@ -79,9 +88,9 @@ impl Place {
         self.scratch.join(what)
     }
 
-    /// Makes the files of a new copy: everything of an old one goes first.
-    pub fn recreate(&self) -> io::Result<()> {
-        self.clear()?;
+    /// Makes the files of a new copy: everything of an old one goes first, its volumes if they are not kept.
+    pub fn recreate(&self, volumes: Volumes) -> io::Result<()> {
+        self.clear(volumes)?;
         for dir in
             [self.upper(), self.work(), self.merged(), self.volumes(), self.bundle(), self.channel(), self.queue()]
         {
@@ -91,19 +100,11 @@ impl Place {
     }
 
     /// Removes the copy's files but not its log, which outlives restarts, nor its drafts. The root must not be mounted any more.
-    pub fn clear(&self) -> io::Result<()> {
-        for dir in [
-            self.upper(),
-            self.work(),
-            self.merged(),
-            self.volumes(),
-            self.bundle(),
-            self.staging(),
-            self.scratch.clone(),
-        ] {
+    pub fn clear(&self, volumes: Volumes) -> io::Result<()> {
+        for dir in [self.upper(), self.work(), self.merged(), self.bundle(), self.staging(), self.scratch.clone()] {
             remove_tree(&dir)?;
         }
-        Ok(())
+        if volumes == Volumes::Go { remove_tree(&self.volumes()) } else { Ok(()) }
     }
 
     /// Removes what a checkpoint that was broken off has left. The copy and its drafts stay.
@@ -141,7 +142,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let place = Place { dir: root.path().join("c"), scratch: root.path().join("scratch/c") };
         for _ in 0..20 {
-            place.recreate().unwrap();
+            place.recreate(Volumes::Go).unwrap();
             let file = place.dir.join("log-shipped.json");
             let (writing, begun) = std::sync::mpsc::channel();
             let writer = std::thread::spawn(move || {
@@ -163,7 +164,7 @@ mod tests {
     fn what_dumps_left_goes_and_the_running_copy_stays() {
         let root = tempfile::tempdir().unwrap();
         let place = Place { dir: root.path().join("c"), scratch: root.path().join("scratch/c") };
-        place.recreate().unwrap();
+        place.recreate(Volumes::Go).unwrap();
         for dir in [place.images("e1-7"), place.staging().join("e1-7"), place.queue().join("draft")] {
             fs::create_dir_all(dir).unwrap();
         }
@@ -171,5 +172,20 @@ mod tests {
         assert!(!place.scratch.exists() && !place.staging().exists());
         assert!(place.upper().exists() && place.bundle().exists() && place.queue().join("draft").exists());
         place.clear_dumps().unwrap();
+    }
+
+    #[test]
+    fn volumes_outlive_a_copy_that_begins_anew_from_its_image_and_nothing_else_does() {
+        let root = tempfile::tempdir().unwrap();
+        let place = Place { dir: root.path().join("c"), scratch: root.path().join("scratch/c") };
+        place.recreate(Volumes::Go).unwrap();
+        fs::create_dir_all(place.volume("data")).unwrap();
+        fs::write(place.volume("data").join("row"), "1").unwrap();
+        fs::write(place.upper().join("file"), "1").unwrap();
+        place.recreate(Volumes::Stay).unwrap();
+        assert_eq!(fs::read_to_string(place.volume("data").join("row")).unwrap(), "1");
+        assert!(!place.upper().join("file").exists());
+        place.recreate(Volumes::Go).unwrap();
+        assert!(!place.volume("data").exists());
     }
 }

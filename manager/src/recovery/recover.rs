@@ -14,6 +14,7 @@ use super::{
     handover::Handover,
     launch::{self, LaunchError},
     order::ProgressSender,
+    place::Volumes,
     record::{LocalPhase, LocalRecord},
     restore,
     teardown::Extent,
@@ -25,18 +26,37 @@ use crate::{
     ownership,
     policy::{self, Attempt, KnownSnapshot, Scope, Situation, Source},
     recovery::live::{Live, first_answer},
-    snapshot::{self, SnapshotHealth},
+    snapshot::{self, SnapshotError, SnapshotHealth},
     spec::{RecoveryStep, SnapshotId, StateKind},
 };
 
-const FIRST_WAIT: Duration = Duration::from_millis(500);
-const LONGEST_WAIT: Duration = Duration::from_secs(5);
+pub(super) const FIRST_WAIT: Duration = Duration::from_millis(500);
+pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// A commit under way when the container is lost is waited for this long: it is the newest state there is.
 const COMMIT_PATIENCE: Duration = Duration::from_secs(2);
+/// As long as it comes on, for this long.
+const UPLOAD_PATIENCE: Duration = Duration::from_secs(15);
+/// How often a recovery looks for snapshots anew because one of them had gone.
+const PLANS: usize = 3;
 /// Drafts that waited for the store are committed first when the container is brought back: the newest state is among them.
 const DRAFT_PATIENCE: Duration = Duration::from_secs(15);
 /// A CRIU whose manager was killed fails at its next question; one that hangs is ended after this.
 const ORPHAN_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What one plan's attempts leave for the next.
+struct Climb {
+    refused: Vec<SnapshotId>,
+    last: String,
+}
+
+enum Climbed {
+    Done(ControlFlow<()>),
+    /// What was planned on has changed.
+    Again,
+    /// The same again later: why.
+    Waits(String),
+    Exhausted,
+}
 
 impl Actor {
     pub(super) async fn first_start(
@@ -46,7 +66,7 @@ impl Actor {
     ) -> ControlFlow<()> {
         progress.step(format!("{}: starting", self.name));
         let began = Instant::now();
-        let outcome = match self.launch(Source::Image).await {
+        let outcome = match self.launch(Source::Image, Volumes::Go).await {
             Ok(()) => {
                 let detail = json!({"ms": ms(began), "address": self.identity.ip, "epoch": self.owner.epoch});
                 self.event("container.started", &format!("started at {}", self.identity.ip), detail);
@@ -79,7 +99,6 @@ impl Actor {
     pub(super) async fn lost(&mut self, scope: Scope, why: String) -> ControlFlow<()> {
         let detail = json!({"scope": format!("{scope:?}").to_lowercase(), "why": why});
         self.event("container.lost", &why, detail);
-        self.uploads.settle(COMMIT_PATIENCE).await;
         self.recover(scope, why).await
     }
 
@@ -96,62 +115,100 @@ impl Actor {
         let health = health_at_first(&self.app);
         self.view.update(|view| (view.phase, view.pid, view.health) = (Phase::Recovering, 0, health));
         self.event("recovery.started", &why, json!({"why": why, "epoch": self.owner.epoch}));
+        // What is planned below must not be pruned meanwhile, and what is being packed not be cleared away.
+        self.uploads.hold().await;
+        self.uploads.packed().await;
+        self.uploads.settle(COMMIT_PATIENCE, UPLOAD_PATIENCE).await;
+        let mut climb = Climb { refused: Vec::new(), last: "the recovery policy has no step for this".to_owned() };
+        for _ in 0..PLANS {
+            match self.climb(scope, &why, began, &mut climb).await {
+                Climbed::Done(flow) => return flow,
+                Climbed::Again => {}
+                Climbed::Waits(cause) => return self.wait(scope, why, cause),
+                Climbed::Exhausted => break,
+            }
+        }
+        let text = format!("nothing more to try: {}", climb.last);
+        self.event("recovery.exhausted", &text, json!({"cause": climb.last}));
+        self.fail(text);
+        ControlFlow::Continue(())
+    }
+
+    /// One plan, and its attempts one after the other.
+    async fn climb(&mut self, scope: Scope, why: &str, began: Instant, climb: &mut Climb) -> Climbed {
         let snapshots = match self.restorable().await {
             Ok(snapshots) => snapshots,
-            Err(text) => return self.wait(scope, why, text),
+            Err(text) => return Climbed::Waits(text),
         };
-        let mut refused = Vec::new();
+        let nothing_newer = matches!(self.app.spec.state, StateKind::Stateless) || snapshots.is_empty();
+        let volumes = if nothing_newer && scope != Scope::Node { Volumes::Stay } else { Volumes::Go };
         let situation = self.situation(scope, snapshots).await;
-        let attempts = policy::plan(&self.app.spec.recovery, &situation);
-        let mut last = "the recovery policy has no step for this".to_owned();
-        for attempt in attempts {
-            if matches!(&attempt, Attempt::Here { from: Source::Snapshot(id), .. } if refused.contains(id)) {
+        let mut cannot = None;
+        for attempt in policy::plan(&self.app.spec.recovery, &situation) {
+            if let Attempt::Here { from, .. } = &attempt
+                && (cannot.is_some() || matches!(from, Source::Snapshot(id) if climb.refused.contains(id)))
+            {
                 continue;
-            }
-            if let Err(deposed) = ownership::ensure_current(&self.ctx.store, &self.name, &self.owner).await {
-                match deposed {
-                    ownership::OwnershipError::Deposed { by, .. } => return self.deposed(&by).await,
-                    other => return self.wait(scope, why, crate::chain(&other)),
-                }
             }
             self.announce(&attempt);
             match attempt {
-                Attempt::Here { from, step } => match self.launch(from).await {
+                Attempt::Here { from, step } => match self.launch(from, volumes).await {
                     Ok(()) => {
                         self.recovered(from, step, began);
-                        return ControlFlow::Continue(());
+                        return Climbed::Done(ControlFlow::Continue(()));
                     }
-                    Err(error) if error.is_transient() => return self.wait(scope, why, crate::chain(&error)),
                     Err(LaunchError::Cpu { snapshot, source }) => {
-                        return self.unfit(scope, why, snapshot, crate::chain(&source)).await;
+                        let cause = crate::chain(&source);
+                        return Climbed::Done(self.unfit(scope, why.to_owned(), snapshot, cause).await);
                     }
                     Err(error) => {
-                        last = crate::chain(&error);
-                        if let LaunchError::Snapshot { snapshot, .. } = error {
+                        if let Some(by) = error.deposed_by() {
+                            return Climbed::Done(self.deposed(by).await);
+                        }
+                        climb.last = crate::chain(&error);
+                        if error.is_transient() {
+                            return Climbed::Waits(climb.last.clone());
+                        }
+                        if error.is_of_this_node() {
+                            // No other state would do better here; a peer may.
+                            cannot = Some(climb.last.clone());
+                        } else if let LaunchError::Snapshot { snapshot, source } = error {
+                            if matches!(source, SnapshotError::Missing { .. }) && self.has_gone(snapshot).await {
+                                return Climbed::Again;
+                            }
                             // It will not be any better the next time.
-                            self.refuse(snapshot, &last);
-                            refused.push(snapshot);
+                            self.refuse(snapshot, &climb.last);
+                            climb.refused.push(snapshot);
                         }
                     }
                 },
                 Attempt::Peer { node } => {
-                    if let Err(error) = self.clear(Extent::Files).await {
-                        return self.wait(scope, why, error.to_string());
+                    // Its files stay until the peer has it: it may come back to them.
+                    if let Err(error) = self.clear(Extent::Running).await {
+                        return Climbed::Waits(error.to_string());
                     }
                     self.ship_log().await;
                     match self.hand_over(&node, None).await {
-                        Handover::Taken { .. } => return self.gone(&node).await,
-                        Handover::Deposed(by) => return self.deposed(&by).await,
-                        Handover::Refused(text) => last = text,
+                        Handover::Taken { .. } => return Climbed::Done(self.gone(&node).await),
+                        Handover::Deposed(by) => return Climbed::Done(self.deposed(&by).await),
+                        Handover::Interrupted => return Climbed::Done(ControlFlow::Continue(())),
+                        Handover::Stuck(text) => {
+                            self.fail(text);
+                            return Climbed::Done(ControlFlow::Continue(()));
+                        }
+                        Handover::Refused(text) => climb.last = text,
                     }
                 }
             }
-            self.event("recovery.failed", &last, json!({"cause": last}));
+            let detail = json!({"cause": climb.last, "why": why});
+            self.event("recovery.failed", &climb.last, detail);
         }
-        let text = format!("nothing more to try: {last}");
-        self.event("recovery.exhausted", &text, json!({"cause": last}));
-        self.fail(text);
-        ControlFlow::Continue(())
+        cannot.map_or(Climbed::Exhausted, Climbed::Waits)
+    }
+
+    /// Whether a snapshot that was listed is there no more: it was removed meanwhile, as it may be when there are newer ones.
+    async fn has_gone(&self, id: SnapshotId) -> bool {
+        snapshot::list(&self.ctx.store, &self.name).await.is_ok_and(|ids| !ids.contains(&id))
     }
 
     /// What may be restored, newest first, once everything is committed that waited on this node.
@@ -181,7 +238,7 @@ impl Actor {
         self.event("recovery.step", &format!("{step}: {text}"), json!({"step": step}));
     }
 
-    async fn situation(&mut self, scope: Scope, snapshots: Vec<KnownSnapshot>) -> Situation {
+    pub(super) async fn situation(&mut self, scope: Scope, snapshots: Vec<KnownSnapshot>) -> Situation {
         let now = Instant::now();
         self.tried.retain(|(at, ..)| now.duration_since(*at) < RESTART_WINDOW);
         let recent = |is: fn(&RecoveryStep) -> bool| {
@@ -238,16 +295,23 @@ impl Actor {
     }
 
     /// One attempt: whatever was here goes, then the container comes up from `from` or nothing is left of it.
-    pub(super) async fn launch(&mut self, from: Source) -> Result<(), LaunchError> {
-        self.clear(Extent::Files).await?;
+    pub(super) async fn launch(&mut self, from: Source, volumes: Volumes) -> Result<(), LaunchError> {
+        // A node that stood still may have lost it since it last looked.
+        ownership::ensure_current(&self.ctx.store, &self.name, &self.owner).await.map_err(LaunchError::Ownership)?;
+        self.uploads.hold().await;
+        self.uploads.packed().await;
+        let volumes = if from == Source::Image { volumes } else { Volumes::Go };
+        self.clear(Extent::Files(volumes)).await?;
         self.save(LocalPhase::Launching);
         let identity = self.network_identity();
         let outcome = match from {
-            Source::Image => launch::cold_start(&self.ctx, &self.place, &self.app, &identity).await.inspect(|_| {
-                self.agent_digest = self.ctx.agent.digest();
-                // Until the first commit there is nothing to go back to.
-                self.schedule.iter_mut().for_each(|schedule| schedule.due_now(Instant::now()));
-            }),
+            Source::Image => {
+                launch::cold_start(&self.ctx, &self.place, &self.app, &identity, volumes).await.inspect(|_| {
+                    self.agent_digest = self.ctx.agent.digest();
+                    // Until the first commit there is nothing to go back to.
+                    self.schedule.iter_mut().for_each(|schedule| schedule.due_now(Instant::now()));
+                })
+            }
             Source::Snapshot(id) => {
                 restore::restore(&self.ctx, &self.place, &self.app, &identity, id).await.map(|restored| {
                     self.agent_digest = restored.agent_digest.unwrap_or_else(|| self.ctx.agent.digest());
@@ -268,7 +332,7 @@ impl Actor {
             }
             Err(error) => {
                 // Reported; the next attempt clears again, and does not begin before it could.
-                let _ = self.clear(Extent::Files).await;
+                let _ = self.clear(Extent::Files(volumes)).await;
                 if let LaunchError::Conflict { address, conflict } = &error
                     && !std::mem::replace(&mut self.conflict, true)
                 {
@@ -332,15 +396,14 @@ impl Actor {
         );
         let from = match snapshot {
             Some(id) => Ok(Source::Snapshot(id)),
-            None => self.known_snapshots().await.map(|known| {
-                known
-                    .iter()
-                    .find(|snapshot| snapshot.healthy)
-                    .map_or(Source::Image, |snapshot| Source::Snapshot(snapshot.id))
+            None => self.known_snapshots().await.and_then(|known| {
+                let stateful = matches!(self.app.spec.state, StateKind::Stateful { .. });
+                let newest = policy::newest(stateful, &known);
+                newest.ok_or_else(|| "it has no healthy snapshot, and is not begun without its state".to_owned())
             }),
         };
         let outcome = match from {
-            Ok(from) => self.launch(from).await.map(|()| from).map_err(|error| crate::chain(&error)),
+            Ok(from) => self.launch(from, Volumes::Go).await.map(|()| from).map_err(|error| crate::chain(&error)),
             Err(text) => Err(text),
         };
         match outcome {
@@ -353,12 +416,9 @@ impl Actor {
                 self.event("recovery.failed", &text, json!({"cause": text}));
                 // Before the answer, on which its owner begins it again.
                 let cleared = self.clear(Extent::All).await;
-                match reply.send(Err(text)) {
-                    Ok(()) if cleared.is_ok() => ControlFlow::Break(()),
-                    Ok(()) => self.end().await,
-                    // The caller is gone: nobody takes it back, so it is this node's to bring up.
-                    Err(_) => self.recover(Scope::Node, "its former owner is gone".into()).await,
-                }
+                // When nobody takes it back, this node's next looks at the store find that it owns it, and resume it.
+                let _ = reply.send(Err(text));
+                if cleared.is_ok() { ControlFlow::Break(()) } else { self.end().await }
             }
         }
     }

@@ -18,7 +18,7 @@ use serde_json::json;
 use super::{
     launch::{self, LaunchError},
     live::{self, Live},
-    place::Place,
+    place::{Place, Volumes},
     recover::ms,
 };
 use crate::{
@@ -50,7 +50,7 @@ pub(super) async fn restore(
     let name = &app.spec.name;
     let began = Instant::now();
     let read = |source| LaunchError::Snapshot { snapshot: id, source };
-    place.recreate().map_err(LaunchError::io("make the container's directories"))?;
+    place.recreate(Volumes::Go).map_err(LaunchError::io("make the container's directories"))?;
     let images = place.images("restore");
     fs::create_dir_all(&images).map_err(LaunchError::io("make room for the images"))?;
     let manifest = snapshot::load_manifest(&ctx.store, name, id).await.map_err(read)?;

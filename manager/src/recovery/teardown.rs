@@ -1,6 +1,6 @@
 //! Clearing away a copy: process, network, mounts, files. Goes on after an error and reports them all.
 
-use super::place::Place;
+use super::place::{Place, Volumes};
 use crate::{image, node::Ctx, spec::ContainerName};
 
 /// What could not be cleared away, each with its cause.
@@ -17,7 +17,7 @@ pub enum Extent {
     /// Process, network and mounts. The files stay for the operator to look at.
     Running,
     /// The files too, but not the log nor snapshots that are not committed.
-    Files,
+    Files(Volumes),
     /// Everything.
     All,
 }
@@ -40,7 +40,7 @@ pub fn clear(ctx: &Ctx, container: &ContainerName, place: &Place, extent: Extent
     if problems.is_empty() {
         let removed = match extent {
             Extent::Running => Ok(()),
-            Extent::Files => place.clear(),
+            Extent::Files(volumes) => place.clear(volumes),
             Extent::All => place.remove(),
         };
         problems.extend(removed.err().map(|e| format!("files: {e}")));

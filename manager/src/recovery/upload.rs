@@ -13,7 +13,10 @@
 use std::{
     collections::HashMap,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -103,6 +106,8 @@ pub(super) struct Pending {
     pub packed: u64,
     /// How many of them were there when all that was there had last been brought into the store, or left to wait.
     pub drained: u64,
+    /// Grows with what arrives in the store.
+    pub moved: u64,
 }
 
 impl Pending {
@@ -127,6 +132,14 @@ pub(super) struct Shared {
     pub outbox: mpsc::UnboundedSender<Report>,
     pub pending: watch::Sender<Pending>,
     drafts: Mutex<Drafts>,
+    pub pruning: Pruning,
+}
+
+/// Whether old snapshots may go: only while the container is up, for else one of them is being restored, or will be.
+#[derive(Debug, Default)]
+pub(super) struct Pruning {
+    pub allowed: AtomicBool,
+    pub busy: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -159,7 +172,13 @@ impl Uploads {
         let drains = watch::Sender::new(Drains { ended: 0, committed: 0, parked: true });
         let (progress, kick) = (drains.subscribe(), Arc::new(Notify::new()));
         let drafts = Mutex::new(Drafts { keep, ..Drafts::default() });
-        let shared = Arc::new(Shared { setting, outbox, pending: watch::Sender::default(), drafts });
+        let shared = Arc::new(Shared {
+            setting,
+            outbox,
+            pending: watch::Sender::default(),
+            drafts,
+            pruning: Pruning::default(),
+        });
         let worker = tokio::spawn(run(Arc::clone(&shared), inbox, drains, Arc::clone(&kick), owner.clone()));
         Self { jobs, reports, shared, progress, kick, worker }
     }
@@ -207,11 +226,44 @@ impl Uploads {
         }
     }
 
-    /// Waits until nothing is under way any more, or `patience` has passed.
-    pub async fn settle(&self, patience: Duration) {
+    /// Old snapshots may go or must stay. One that is just being removed may still go: see [`Self::hold`].
+    pub fn may_prune(&self, may: bool) {
+        self.shared.pruning.allowed.store(may, Ordering::SeqCst);
+    }
+
+    /// From when this returns until it is allowed again, no snapshot is removed.
+    pub async fn hold(&self) {
+        self.may_prune(false);
+        drop(self.shared.pruning.busy.lock().await);
+    }
+
+    /// Waits until no dump is in memory any more: each is a draft on this node's disk or given up. Until then what it was
+    /// taken into must not be cleared away.
+    pub async fn packed(&self) {
         let mut pending = self.shared.pending.subscribe();
-        // Running out of patience is an answer: what is not committed by now is not waited for.
-        let _ = tokio::time::timeout(patience, pending.wait_for(|pending| pending.nothing())).await;
+        tokio::select! {
+            _ = pending.wait_for(|pending| pending.dumps == 0) => {}
+            // Its packer is gone: nobody packs it any more.
+            () = self.jobs.closed() => {}
+        }
+    }
+
+    /// Waits until nothing is under way any more, for `patience` without any progress, and for `longest` in all.
+    pub async fn settle(&self, patience: Duration, longest: Duration) {
+        let mut pending = self.shared.pending.subscribe();
+        let end = Instant::now() + longest;
+        loop {
+            let moved = pending.borrow_and_update().moved;
+            let next = pending.wait_for(|now| now.nothing() || now.moved != moved);
+            // Running out of patience is an answer: what is not committed by now is not waited for.
+            let Ok(Ok(goes_on)) = tokio::time::timeout(patience, next).await.map(|now| now.map(|now| !now.nothing()))
+            else {
+                return;
+            };
+            if !goes_on || Instant::now() >= end {
+                return;
+            }
+        }
     }
 }
 

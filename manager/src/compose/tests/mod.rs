@@ -244,3 +244,18 @@ fn what_has_no_effect_is_mentioned() {
         [(1, "version"), (3, "services.web.annotations[\"io.ha-manager.keep\"]"), (4, "volumes.data")]
     );
 }
+
+#[test]
+fn a_volume_that_a_failover_would_lose_is_mentioned() {
+    let with = |annotations: &str| {
+        let text = format!(
+            "services:\n  db:\n    image: /i\n    volumes: [\"data:/d\"]\n    annotations: {annotations}\nvolumes: {{data: }}\n"
+        );
+        let warnings = accepted(&text).warnings;
+        warnings.iter().map(Finding::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(with("{io.ha-manager.state-sensitivity: 5s}"), Vec::<String>::new());
+    let warned = with("{}");
+    assert!(warned.len() == 1 && warned[0].starts_with("app.yaml:4:15: services.db.volumes[0]: `data`"), "{warned:?}");
+    assert!(warned[0].contains("failover") && warned[0].contains("begins empty"), "{warned:?}");
+}

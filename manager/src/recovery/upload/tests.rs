@@ -72,7 +72,7 @@ async fn until(what: &str, mut condition: impl FnMut() -> bool) {
 async fn settling_waits_for_dumps_and_for_drafts_on_their_way() {
     let dir = tempfile::tempdir().unwrap();
     let uploads = uploads(dir.path(), StoreOptions::default(), 1 << 20).await;
-    let settled = async || tokio::time::timeout(Duration::from_millis(20), uploads.settle(ENOUGH)).await.is_ok();
+    let settled = async || tokio::time::timeout(Duration::from_millis(20), uploads.settle(ENOUGH, ENOUGH)).await.is_ok();
     let pending = &uploads.shared.pending;
     assert!(settled().await);
     pending.send_modify(|pending| pending.dumps = 1);
@@ -131,7 +131,7 @@ async fn while_an_upload_hangs_dumps_are_packed_and_only_what_waits_is_dropped_f
             _ => {}
         }
     }
-    tokio::time::timeout(ENOUGH, uploads.settle(ENOUGH)).await.unwrap();
+    tokio::time::timeout(ENOUGH, uploads.settle(ENOUGH, ENOUGH)).await.unwrap();
     assert!(Queue::open(&dir.path().join("queue")).unwrap().list().unwrap().is_empty());
 }
 
@@ -163,4 +163,16 @@ async fn stopped_uploads_begin_nothing() {
     uploads.stop().await;
     assert!(uploads.worker.is_finished());
     assert!(uploads.jobs.is_closed());
+}
+
+#[tokio::test]
+async fn holding_waits_for_the_removal_that_is_under_way_and_nothing_is_pruned_until_it_may() {
+    let dir = tempfile::tempdir().unwrap();
+    let uploads = uploads(dir.path(), StoreOptions::default(), u64::MAX).await;
+    uploads.may_prune(true);
+    let removing = uploads.shared.pruning.busy.lock().await;
+    assert!(tokio::time::timeout(Duration::from_millis(20), uploads.hold()).await.is_err());
+    drop(removing);
+    uploads.hold().await;
+    assert!(!uploads.shared.pruning.allowed.load(Ordering::SeqCst));
 }
