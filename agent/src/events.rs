@@ -44,6 +44,14 @@ impl Events {
 
     pub fn push(&mut self, kind: Kind) {
         self.newest += 1;
+        if let Kind::ProcessEnded(_) = kind {
+            // A status holds 64 events within 64 KiB: the words of the newest end are kept, of earlier ends what happened.
+            for event in &mut self.kept {
+                if let Some(Kind::ProcessEnded(before)) = &mut event.kind {
+                    (before.not_started, before.last_output) = Default::default();
+                }
+            }
+        }
         if self.kept.len() == KEEP {
             self.kept.pop_front();
         }
@@ -97,7 +105,7 @@ impl Events {
 
 #[cfg(test)]
 mod tests {
-    use ha_proto::agent::Started;
+    use ha_proto::agent::{MAX_MESSAGE, MAX_TEXT, ProcessEnded, Started, Status};
 
     use super::*;
 
@@ -136,6 +144,21 @@ mod tests {
         let kept = events.after(0);
         assert_eq!((kept.len(), kept[0].seq, kept[63].seq), (64, 137, 200));
         assert_eq!(events.after(199).len(), 1);
+    }
+
+    #[test]
+    fn a_status_has_room_for_all_that_is_kept() {
+        let mut events = Events::new(vec![7; 16], "/nonexistent/manager.sock".into());
+        let end = || ProcessEnded {
+            code: 1,
+            last_output: vec!["x".repeat(MAX_TEXT)],
+            not_started: "x".repeat(MAX_TEXT),
+            ..ProcessEnded::default()
+        };
+        (0..200).for_each(|_| events.push(Kind::ProcessEnded(end())));
+        let status = Status { recent: events.after(0), last_end: Some(end()), ..Status::default() };
+        assert!(status.encode_to_vec().len() < MAX_MESSAGE / 4, "{}", status.encode_to_vec().len());
+        assert_eq!(status.recent[63].kind, Some(Kind::ProcessEnded(end())));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! and time is counted so that a jump of the clock over a restore expires nothing.
 //!
 //! ```text
-//!  frame ─► log        the main process's output, line by line
+//!  frame ─► log, tail  the main process's output, line by line, and its last lines
 //!  restarts            what follows when the main process ends      (pure)
 //!  health              when to check, and what a result means      (pure)
 //!  wire, server        requests of the manager, never blocking
@@ -23,6 +23,7 @@ pub mod restarts;
 pub mod server;
 pub mod spawn;
 pub mod supervisor;
+pub mod tail;
 pub mod wire;
 
 /// Names within the channel directory.

@@ -22,13 +22,14 @@ use nix::{
 
 /// A process could not be started. `code` is what a shell would exit with: 127 not found, 126 not runnable.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot start {program:?} in {cwd:?} as user {uid}:{gid}; check the path, its permissions and the image")]
+#[error("cannot start {program:?} in {cwd:?} as user {uid}:{gid}; {remedy}")]
 pub struct SpawnError {
     pub code: i32,
     program: String,
     cwd: String,
     uid: u32,
     gid: u32,
+    remedy: &'static str,
     source: io::Error,
 }
 
@@ -79,11 +80,29 @@ fn become_user(command: &mut Command, user: User) {
 fn error(program: &str, cwd: &Path, user: &User, source: io::Error) -> SpawnError {
     SpawnError {
         code: if source.kind() == io::ErrorKind::NotFound { 127 } else { 126 },
+        remedy: remedy(program, cwd, &source),
         program: program.to_owned(),
         cwd: cwd.display().to_string(),
         uid: user.uid,
         gid: user.gid,
         source,
+    }
+}
+
+/// The kernel says the same of a missing program, directory and loader.
+fn remedy(program: &str, cwd: &Path, source: &io::Error) -> &'static str {
+    if !cwd.is_dir() {
+        return "the image has no such directory: check `working_dir`";
+    }
+    match source.kind() {
+        io::ErrorKind::NotFound if program.contains('/') && cwd.join(program).exists() => {
+            "it is there, but the loader or interpreter that it needs is not: check the image"
+        }
+        io::ErrorKind::NotFound => "the image has no such program: check `command`, `entrypoint` and PATH",
+        io::ErrorKind::PermissionDenied => {
+            "it may not be executed: check that it is a program, its mode, that of the directories above, and `user`"
+        }
+        _ => "check the path, its permissions and the image",
     }
 }
 

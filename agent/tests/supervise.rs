@@ -98,9 +98,10 @@ fn a_burst_of_short_lines_is_in_the_log() {
 
 #[test]
 fn a_stateful_process_is_reported_and_the_agent_stays() {
-    let mut agent = Agent::start(&shell("kill -SEGV $$", Stateful, Always));
-    let end = agent.channel.event_of(|kind| if let Kind::ProcessEnded(end) = kind { Some(*end) } else { None });
-    assert_eq!((end.code, end.signal), (139, 11));
+    let mut agent = Agent::start(&shell("echo out; printf 'last \\033[2Jwords' >&2; kill -SEGV $$", Stateful, Always));
+    let end = agent.channel.event_of(|kind| if let Kind::ProcessEnded(end) = kind { Some(end.clone()) } else { None });
+    assert_eq!((end.code, end.signal, end.not_started.as_str()), (139, 11, ""));
+    assert_eq!(end.last_output, ["out", "last \u{fffd}[2Jwords"]);
     let status = agent.channel.status();
     assert_eq!((status.phase(), status.last_end), (Phase::Ended, Some(end)));
     assert!(agent.child.try_wait().unwrap().is_none(), "the agent left");
@@ -119,9 +120,37 @@ fn a_program_that_is_not_there_is_named() {
     let mut config = shell("", Stateless, No);
     config.argv = vec!["no-such-program".into()];
     let mut agent = Agent::start(&config);
+    let end = agent.channel.event_of(|kind| if let Kind::ProcessEnded(end) = kind { Some(end.clone()) } else { None });
+    assert!(end.not_started.contains("\"no-such-program\"") && end.not_started.contains("`command`"), "{end:?}");
     assert_eq!(agent.exit_code(), Some(127));
     let log = agent.channel.log();
     assert!(log[0].starts_with("agent F agent: cannot start \"no-such-program\" in \"/\" as user 0:0"), "{log:?}");
+}
+
+#[test]
+fn what_cannot_be_executed_says_what_to_look_at() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str, mode: u32| {
+        use std::os::unix::fs::PermissionsExt;
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        path.display().to_string()
+    };
+    for (program, cwd, code, wanted) in [
+        (file("plain", "text", 0o644), "/", 126, "may not be executed"),
+        (file("script", "#!/no/such/interpreter\n", 0o755), "/", 127, "interpreter"),
+        ("/bin/true".to_owned(), "/no/such/dir", 127, "`working_dir`"),
+    ] {
+        let mut config = shell("", Stateful, Always);
+        (config.argv, config.cwd) = (vec![program.clone()], cwd.into());
+        let agent = Agent::start(&config);
+        let end =
+            agent.channel.event_of(|kind| if let Kind::ProcessEnded(end) = kind { Some(end.clone()) } else { None });
+        assert_eq!(end.code, code, "{end:?}");
+        assert!(end.not_started.contains(wanted) && end.not_started.contains(&program), "{end:?}");
+        assert_eq!(agent.channel.status().last_end, Some(end));
+    }
 }
 
 #[test]

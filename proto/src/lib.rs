@@ -3,6 +3,7 @@
 //! The schemas in `proto/ha/` are the documentation; package names carry the version.
 
 mod agent_config;
+mod text;
 
 /// Agent ↔ manager: messages over unix sockets (`ha.agent.v1`).
 pub mod agent {
@@ -14,6 +15,8 @@ pub mod agent {
 
     /// The largest message either side accepts, in bytes.
     pub const MAX_MESSAGE: usize = 64 * 1024;
+
+    pub use crate::text::{LAST_LINES, MAX_TEXT, harmless, last_lines};
 }
 
 /// Manager ↔ manager (`ha.peer.v1`).

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use ha_proto::agent::{GaveUp, HealthChanged, Phase, ProcessEnded, Restarting, Started, event::Kind};
+use ha_proto::agent::{
+    GaveUp, HealthChanged, MAX_TEXT, Phase, ProcessEnded, Restarting, Started, event::Kind, harmless,
+};
 use nix::unistd::{Pid, getpid};
 
 use super::{Agent, chain, cut};
@@ -43,14 +45,10 @@ impl Agent {
         let [stdout, stderr] = &self.outputs;
         let pipes = stdout.writer.try_clone().and_then(|out| Ok((out.into(), stderr.writer.try_clone()?.into())));
         let started = match pipes {
-            Ok((stdout, stderr)) => spawn(&self.config.argv, &self.config, stdout, stderr).map_err(|error| {
-                self.log.say(&format!("agent: {}", chain(&error)));
-                error.code
-            }),
-            Err(error) => {
-                self.log.say(&format!("agent: no file descriptor left to start the main process: {error}"));
-                Err(126)
+            Ok((stdout, stderr)) => {
+                spawn(&self.config.argv, &self.config, stdout, stderr).map_err(|error| (error.code, chain(&error)))
             }
+            Err(error) => Err((126, format!("no file descriptor left to start the main process: {error}"))),
         };
         match started {
             Ok(pid) => {
@@ -60,7 +58,11 @@ impl Agent {
                     self.health_changed(health, String::new());
                 }
             }
-            Err(code) => self.judge_end(code, 0, Duration::ZERO),
+            Err((code, why)) => {
+                self.log.say(&format!("agent: {why}"));
+                let not_started = harmless(why.as_bytes(), MAX_TEXT);
+                self.judge_end(ProcessEnded { code, not_started, ..ProcessEnded::default() }, Duration::ZERO);
+            }
         }
     }
 
@@ -71,16 +73,18 @@ impl Agent {
         self.drain_outputs();
         self.health.main_ended();
         self.abandon_check();
-        self.judge_end(code, signal, ran);
+        let ran_ms = u64::try_from(ran.as_millis()).unwrap_or(u64::MAX);
+        let last_output = self.tail.take();
+        self.judge_end(ProcessEnded { code, signal, ran_ms, last_output, ..ProcessEnded::default() }, ran);
         if matches!(self.main, Main::BackingOff { .. }) {
             // Its workers would keep what the new one needs, the listening socket first of all.
             kill_all(pid);
         }
     }
 
-    fn judge_end(&mut self, code: i32, signal: i32, ran: Duration) {
-        let end = ProcessEnded { code, signal };
-        self.last_end = Some(end);
+    fn judge_end(&mut self, end: ProcessEnded, ran: Duration) {
+        let code = end.code;
+        self.last_end = Some(end.clone());
         self.events.push(Kind::ProcessEnded(end));
         self.main = Main::Ended;
         if self.stopping.is_some() {
@@ -109,7 +113,7 @@ impl Agent {
     /// Ends the container: the stop signal now, SIGKILL after `grace`. A second stop can only shorten the grace.
     pub(super) fn stop(&mut self, grace: Duration) {
         let Main::Running { pid, .. } = self.main else {
-            self.exit = Some(self.last_end.map_or(0, |end| end.code));
+            self.exit = Some(self.last_end.as_ref().map_or(0, |end| end.code));
             return;
         };
         let kill_at = self.now().saturating_add(grace);

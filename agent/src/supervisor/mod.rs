@@ -37,6 +37,7 @@ use crate::{
     restarts::Restarts,
     server::{Server, Source},
     spawn::{self, send_signal},
+    tail::Tail,
 };
 use checks::Check;
 use main_process::{Main, Stopping};
@@ -89,6 +90,7 @@ pub struct Agent {
     signals: SignalFd,
     outputs: [Output; 2],
     log: Log,
+    tail: Tail,
     events: Events,
     server: Server,
     verify_at: Duration,
@@ -139,6 +141,7 @@ impl Agent {
             clock: Clock::new(clock::monotonic()),
             signals,
             log: Log::new(channel, config.log_max_bytes),
+            tail: Tail::default(),
             events: Events::new(incarnation.clone(), channel.join(names::MANAGER_SOCKET)),
             server: Server::new(channel.join(names::AGENT_SOCKET)),
             verify_at: Duration::ZERO,
@@ -260,7 +263,10 @@ impl Agent {
         for n in 0..self.outputs.len() {
             if self.outputs[n].framer.waiting_since().is_some_and(|since| now >= since + PIECE) {
                 let timestamp = clock::rfc3339(clock::wall());
-                self.outputs[n].framer.flush(&timestamp, &mut |record| self.log.push(record));
+                self.outputs[n].framer.flush(&timestamp, &mut |record| {
+                    self.log.push(record);
+                    self.tail.push(record);
+                });
             }
         }
         self.events.flush(now);
@@ -313,7 +319,10 @@ impl Agent {
             match reader.read(&mut buffer) {
                 Ok(0) => return,
                 Ok(length) => {
-                    framer.push(&buffer[..length], now, &timestamp, &mut |record| self.log.push(record));
+                    framer.push(&buffer[..length], now, &timestamp, &mut |record| {
+                        self.log.push(record);
+                        self.tail.push(record);
+                    });
                     total += length;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -327,7 +336,10 @@ impl Agent {
         for n in 0..self.outputs.len() {
             self.read_output(n, 1024 * 1024);
             let timestamp = clock::rfc3339(clock::wall());
-            self.outputs[n].framer.finish(&timestamp, &mut |record| self.log.push(record));
+            self.outputs[n].framer.finish(&timestamp, &mut |record| {
+                self.log.push(record);
+                self.tail.push(record);
+            });
         }
     }
 

@@ -152,7 +152,7 @@ impl Agent {
             processes: count_processes(),
             recent: self.events.after(seen_seq),
             phase: Phase::into(self.phase()),
-            last_end: self.last_end,
+            last_end: self.last_end.clone(),
             log_dropped_lines: self.log.dropped_total(),
         }
     }
