@@ -6,7 +6,7 @@ use std::{fs, process::Command, time::SystemTime};
 
 use common::{
     PATIENCE, cannot_run, checkpoint, count,
-    operator::{counter_with, file, ok, refused},
+    operator::{counter_with, file, ok, phase, refused},
     state, with_counter,
 };
 use ha_lab::{
@@ -316,4 +316,22 @@ fn an_image_comes_from_a_registry() {
     assert_eq!(count(&cluster, 3).value, 3);
     registry.kill().unwrap();
     registry.wait().unwrap();
+}
+
+#[test]
+fn a_program_that_cannot_be_executed_fails_apply_by_its_name() {
+    let name = "a_program_that_cannot_be_executed_fails_apply_by_its_name";
+    if cannot_run(name) {
+        return;
+    }
+    let cluster = Cluster::start(1, "").unwrap();
+    let member = &cluster.members[0];
+    let compose = counter_with(|service| service["command"] = json!(["/bin/nope"]));
+    let said = refused(member, &["apply", "-f", &file(member, "nope.yaml", &compose)], 1);
+    assert!(said.contains("/bin/nope") && said.contains("No such file"), "{said}");
+    assert_eq!(phase(&cluster, 0, "counter"), "failed");
+    // Mended, it is started.
+    let compose = counter_with(|_| ());
+    ok(member, &["apply", "-f", &file(member, "nope.yaml", &compose)]);
+    assert_eq!(phase(&cluster, 0, "counter"), "running");
 }

@@ -204,3 +204,21 @@ fn a_state_that_ends_every_copy_made_of_it_gives_way_to_the_one_before() {
     assert_eq!(watched.steps(), ["restart", "older-snapshot"]);
     watched.finish();
 }
+
+#[test]
+fn a_stateful_container_that_ends_at_once_is_given_time_and_its_last_words_are_told() {
+    let name = "a_stateful_container_that_ends_at_once_is_given_time_and_its_last_words_are_told";
+    // No such address is here: it says so and ends.
+    let broken = Described::stateful(&[COUNTER, "--listen", "10.77.1.99:7000"]);
+    let broken = broken.without_healthcheck().recovery("restart:3");
+    let Some(watched) = Watched::start(name, 1, &broken) else { return };
+    watched.wait_for_phase("failed");
+    let waits: Vec<f64> =
+        watched.events("recovery.waiting").iter().filter_map(|event| event.number("again_in_ms")).collect();
+    assert_eq!(waits, [1000.0, 2000.0, 4000.0]);
+    let ended = watched.events("process.ended").pop().unwrap();
+    assert!(ended.message.contains("it said last"), "{ended:?}");
+    let given_up = watched.events("recovery.exhausted").pop().unwrap();
+    assert!(given_up.text("cause").unwrap().contains("it said last"), "{given_up:?}");
+    watched.finish();
+}

@@ -6,10 +6,12 @@
 // Pure: time comes in as an argument.
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
+mod backoff;
 mod ladder;
 mod placement;
 mod schedule;
 
+pub use backoff::Backoff;
 pub use ladder::{Attempt, KnownSnapshot, Scope, Situation, Source, newest, plan};
 pub use placement::{Candidate, rank};
 pub use schedule::Schedule;

@@ -31,7 +31,7 @@ use crate::{
     api::ApiError,
     node::Ctx,
     ownership::Owner,
-    policy::{Schedule, Scope, Source},
+    policy::{Backoff, Schedule, Scope, Source},
     snapshot::{NetworkIdentity, SnapshotKind},
     spec::{ContainerName, RecoveryStep, SnapshotId, StateKind},
     store::apps::{App, AppContent},
@@ -110,6 +110,8 @@ pub(super) struct Actor {
     pub waiting: Vec<(SnapshotId, oneshot::Sender<Result<serde_json::Value, ApiError>>)>,
     /// The agent's program that the copy runs.
     pub agent_digest: String,
+    /// How often in a row it ended soon.
+    pub(super) backoff: Backoff,
     /// The last wait for something that was away; none since the container was up.
     pub waited: Option<Duration>,
     /// Snapshots wait on this node for the store, and that was said.
@@ -178,6 +180,7 @@ pub fn spawn(
         uploads: Uploads::start(setting, &owner, content.spec.keep),
         shipping,
         agent_digest: ctx.agent.digest(),
+        backoff: Backoff::default(),
         waited: None,
         conflict: false,
         unfit: None,

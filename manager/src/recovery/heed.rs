@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::{
     actor::{Actor, State},
+    ending,
     live::health_name,
 };
 use crate::{
@@ -42,9 +43,12 @@ impl Actor {
                 // Said by events too; asked here because an event can be lost.
                 match (status.phase(), status.last_end) {
                     (AgentPhase::Ended, Some(end)) if rests(self.app.spec.restart, end.code) => {
-                        Found::Done(format!("the main process ended with {}", end.code))
+                        Found::Done(ending::sentence(&end))
                     }
-                    (AgentPhase::Ended, _) => Found::Lost(Scope::Process, "the main process has ended".to_owned()),
+                    (AgentPhase::Ended, end) => {
+                        let said = end.as_ref().map_or("the main process has ended".to_owned(), ending::sentence);
+                        Found::Lost(Scope::Process, said)
+                    }
                     (AgentPhase::GaveUp, _) => {
                         Found::Lost(Scope::Container, "the main process failed too often in a row".to_owned())
                     }
@@ -83,18 +87,15 @@ impl Actor {
         match event.kind {
             Some(Kind::ProcessEnded(ended)) => {
                 let stateful = matches!(self.app.spec.state, StateKind::Stateful { .. });
-                self.event(
-                    "process.ended",
-                    &format!("the main process ended with {}", ended.code),
-                    json!({"code": ended.code}),
-                );
+                let said = ending::sentence(&ended);
+                self.event("process.ended", &said, ending::facts(&ended));
                 if rests(self.app.spec.restart, ended.code) {
-                    return self.rest(format!("the main process ended with {}", ended.code)).await;
+                    return self.rest(said).await;
                 }
                 if !stateful {
                     return ControlFlow::Continue(());
                 }
-                self.lost(Scope::Process, format!("the main process ended with {}", ended.code)).await
+                self.lost(Scope::Process, said).await
             }
             Some(Kind::Restarting(restart)) => {
                 let detail = json!({"attempt": restart.attempt, "delay_ms": restart.delay_ms});

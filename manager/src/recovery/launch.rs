@@ -6,6 +6,7 @@ use ha_proto::agent as agent_config;
 use nix::errno::Errno;
 
 use super::{
+    ending,
     live::{Live, ProbeError},
     place::{Place, Volumes},
     teardown::TeardownError,
@@ -63,6 +64,9 @@ pub enum LaunchError {
     Cpu { snapshot: SnapshotId, source: CpuError },
     #[error("the container came up but does not work")]
     Probe(#[from] ProbeError),
+    /// The sentence names the program and why.
+    #[error("{0}")]
+    NotExecuted(String),
     #[error("the channel to the agent cannot be opened")]
     Link(#[from] agentlink::Error),
     #[error("cannot {doing}")]
@@ -281,6 +285,9 @@ pub async fn cold_start(
     };
     flatten(asked.await)?;
     let status = super::live::first_answer(&link).await?;
+    if let Some(end) = status.last_end.as_ref().filter(|end| !end.not_started.is_empty()) {
+        return Err(LaunchError::NotExecuted(ending::sentence(end)));
+    }
     attach(ctx, &attachment).await?;
     Live::begun(pid, link, status.incarnation).map_err(LaunchError::io("watch the container"))
 }

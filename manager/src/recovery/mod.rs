@@ -24,6 +24,7 @@
 mod actor;
 mod checkpoint;
 mod committer;
+mod ending;
 mod handover;
 mod heed;
 mod launch;

@@ -78,6 +78,7 @@ impl Actor {
         progress.step(format!("restoring {} from {shown}", self.name));
         // Somebody looks after it: whoever could not take it before is asked again.
         self.unfit = None;
+        self.backoff.forget();
         let before = self.view.get().phase;
         self.view.update(|view| view.phase = Phase::Recovering);
         self.event(

@@ -99,7 +99,15 @@ impl Actor {
     pub(super) async fn lost(&mut self, scope: Scope, why: String) -> ControlFlow<()> {
         let detail = json!({"scope": format!("{scope:?}").to_lowercase(), "why": why});
         self.event("container.lost", &why, detail);
-        self.recover(scope, why).await
+        let up = self.view.get().up_since.map_or(Duration::ZERO, |since| since.elapsed());
+        let pause = self.backoff.ended(up);
+        if pause.is_zero() {
+            return self.recover(scope, why).await;
+        }
+        // What cannot be cleared away now is cleared away, or waited for, before the next attempt.
+        let _ = self.clear(Extent::Running).await;
+        let cause = format!("{why}; it has ended soon {} times in a row", self.backoff.hasty());
+        self.down_for(pause, scope, why, cause)
     }
 
     /// Brings the container back as its policy says. Ends with the container up, waiting, handed to a peer, or failed.
@@ -119,7 +127,8 @@ impl Actor {
         self.uploads.hold().await;
         self.uploads.packed().await;
         self.uploads.settle(COMMIT_PATIENCE, UPLOAD_PATIENCE).await;
-        let mut climb = Climb { refused: Vec::new(), last: "the recovery policy has no step for this".to_owned() };
+        let mut climb =
+            Climb { refused: Vec::new(), last: format!("{why}; its recovery policy has no further step for this") };
         for _ in 0..PLANS {
             match self.climb(scope, &why, began, &mut climb).await {
                 Climbed::Done(flow) => return flow,
@@ -362,6 +371,10 @@ impl Actor {
     pub(super) fn wait(&mut self, scope: Scope, why: String, cause: String) -> ControlFlow<()> {
         let wait = self.waited.map_or(FIRST_WAIT, |waited| (waited * 2).min(LONGEST_WAIT));
         self.waited = Some(wait);
+        self.down_for(wait, scope, why, cause)
+    }
+
+    fn down_for(&mut self, wait: Duration, scope: Scope, why: String, cause: String) -> ControlFlow<()> {
         let detail = json!({"cause": cause, "again_in_ms": u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)});
         self.event("recovery.waiting", &cause, detail);
         self.view.update(|view| view.failure = Some(cause));

@@ -72,7 +72,8 @@ async fn until(what: &str, mut condition: impl FnMut() -> bool) {
 async fn settling_waits_for_dumps_and_for_drafts_on_their_way() {
     let dir = tempfile::tempdir().unwrap();
     let uploads = uploads(dir.path(), StoreOptions::default(), 1 << 20).await;
-    let settled = async || tokio::time::timeout(Duration::from_millis(20), uploads.settle(ENOUGH, ENOUGH)).await.is_ok();
+    let settled =
+        async || tokio::time::timeout(Duration::from_millis(20), uploads.settle(ENOUGH, ENOUGH)).await.is_ok();
     let pending = &uploads.shared.pending;
     assert!(settled().await);
     pending.send_modify(|pending| pending.dumps = 1);
