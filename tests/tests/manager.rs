@@ -195,6 +195,9 @@ fn a_manager_before_an_empty_or_another_store_touches_no_container() {
     let name = "a_manager_before_an_empty_or_another_store_touches_no_container";
     let Some((mut cluster, before)) = scene(name, 1, "", common::NEVER) else { return };
     let poller = poll(&cluster);
+    // Killed in the middle of it, the manager would leave the container cut off.
+    let committed = |cluster: &Cluster| !cluster.of_kind("checkpoint.committed").is_empty();
+    cluster.wait("the first checkpoint", PATIENCE, committed).unwrap();
     let disk = cluster.members[0].node.disk().to_owned();
     let store = cluster.lab.store().display().to_string();
     let elsewhere = |to: &str| {
@@ -281,10 +284,12 @@ fn a_port_in_use_is_found_before_anything_is_touched() {
     let name = "a_port_in_use_is_found_before_anything_is_touched";
     let Some((mut cluster, before)) = scene(name, 1, "", common::NEVER) else { return };
     let poller = poll(&cluster);
+    let committed = |cluster: &Cluster| !cluster.of_kind("checkpoint.committed").is_empty();
+    cluster.wait("the first checkpoint", PATIENCE, committed).unwrap();
     cluster.members[0].stop_manager(Signal::SIGKILL).unwrap();
     let mut listen = cluster.members[0].node.command("perl").unwrap();
     let script =
-        "IO::Socket::INET->new(LocalPort => 7420, Listen => 1) or die; $| = 1; print \"listening\\n\"; sleep 600";
+        "my $s = IO::Socket::INET->new(LocalPort => 7420, Listen => 1) or die; $| = 1; print \"listening\\n\"; sleep 600";
     let mut other = match listen.args(["-MIO::Socket::INET", "-e", script]).stdout(Stdio::piped()).spawn() {
         Ok(other) => other,
         Err(error) => return ha_lab::skipped(name, &format!("perl: {error}")),

@@ -73,7 +73,7 @@ impl Actor {
         while let (State::Up(live), RestartPolicy::No | RestartPolicy::OnFailure { .. }) = (&mut self.state, policy) {
             match tokio::time::timeout(LAST_WORDS, live.events.recv()).await {
                 Ok(Some(event)) => {
-                    if matches!(event.kind, Some(Kind::ProcessEnded(ended)) if rests(policy, ended.code)) {
+                    if matches!(&event.kind, Some(Kind::ProcessEnded(ended)) if rests(policy, ended.code)) {
                         return self.agent_event(event).await;
                     }
                 }
