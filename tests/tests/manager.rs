@@ -288,8 +288,7 @@ fn a_port_in_use_is_found_before_anything_is_touched() {
     cluster.wait("the first checkpoint", PATIENCE, committed).unwrap();
     cluster.members[0].stop_manager(Signal::SIGKILL).unwrap();
     let mut listen = cluster.members[0].node.command("perl").unwrap();
-    let script =
-        "my $s = IO::Socket::INET->new(LocalPort => 7420, Listen => 1) or die; $| = 1; print \"listening\\n\"; sleep 600";
+    let script = "my $s = IO::Socket::INET->new(LocalPort => 7420, Listen => 1) or die; $| = 1; print \"listening\\n\"; sleep 600";
     let mut other = match listen.args(["-MIO::Socket::INET", "-e", script]).stdout(Stdio::piped()).spawn() {
         Ok(other) => other,
         Err(error) => return ha_lab::skipped(name, &format!("perl: {error}")),

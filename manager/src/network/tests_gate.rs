@@ -63,7 +63,7 @@ fn nothing_passes_a_closed_gate_and_connections_outlive_it() {
     }
     network.detach(&server).unwrap();
     assert!(matches!(gate.close(), Err(NetworkError::NotAttached { .. })));
-    network.sweep(&[]).unwrap();
+    network.sweep_all();
     assert!(matches!(gate.open(), Err(NetworkError::NotAttached { .. })));
     assert!(matches!(network.gate(&name("server")), Err(NetworkError::NotBuilt { .. })));
 }
@@ -121,7 +121,7 @@ fn a_gate_inside_the_freeze_costs_a_waiting_client_no_retransmission() {
     });
     println!("MEASURED client's pause, gate closed for 20 ms: inside a freeze {inside:?}, without one {outside:?}");
     assert!(inside >= closed && inside < Duration::from_millis(150), "{inside:?}");
-    network.sweep(&[]).unwrap();
+    network.sweep_all();
 }
 
 #[test]
@@ -142,7 +142,7 @@ fn the_node_hears_its_only_container_again_soon_after_the_gate_opens() {
     exchange(&mut client, &mut server).unwrap();
     println!("MEASURED the node and its only container exchange {:?} after opening", opened.elapsed());
     assert!(opened.elapsed() < Duration::from_secs(2));
-    network.sweep(&[]).unwrap();
+    network.sweep_all();
 }
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -223,7 +223,7 @@ fn what_comes_while_the_gate_is_closed_is_there_after_it_once_and_in_order() {
     }
     drop(gate);
     run("ip netns del ha-wire");
-    network.sweep(&[]).unwrap();
+    network.sweep_all();
 }
 
 #[test]
@@ -259,7 +259,7 @@ fn a_question_for_the_address_is_held_and_asked_once_and_not_one_of_another_netw
     assert_eq!(times, 1);
     assert_eq!(strange, 0, "it was asked in another network");
     drop(gate);
-    network.sweep(&[]).unwrap();
+    network.sweep_all();
 }
 
 #[test]
@@ -306,7 +306,7 @@ fn a_new_connection_and_segments_behind_a_closed_gate_need_no_retransmission() {
         assert_eq!(repeated_syns(&client), before, "a SYN was lost (address forgotten: {forget})");
     }
     drop(gate);
-    network.sweep(&[]).unwrap();
+    network.sweep_all();
 }
 
 #[test]
@@ -338,7 +338,7 @@ fn a_gate_that_stays_closed_delivers_nothing_and_one_that_does_not_close_holds_n
     assert_eq!(numbers(&heard, 1), [30]);
     assert!(rest(&heard).is_empty());
     drop(gate);
-    network.sweep(&[]).unwrap();
+    network.sweep_all();
 }
 
 #[test]
@@ -357,7 +357,7 @@ fn a_gate_that_cannot_hold_drops() {
     send(&from, &server, [5]);
     assert_eq!(numbers(&heard, 1), [5]);
     assert!(rest(&heard).is_empty());
-    network.sweep(&[]).unwrap();
+    network.sweep_all();
 }
 
 #[test]
@@ -380,7 +380,7 @@ fn what_comes_out_of_another_closed_gate_is_not_delivered() {
     gate.open().unwrap();
     assert_eq!(numbers(&heard, 1), [20]);
     drop(gate);
-    network.sweep(&[]).unwrap();
+    network.sweep_all();
 }
 
 #[test]
@@ -434,7 +434,7 @@ fn a_stream_of_datagrams_through_a_gate_that_closes_and_opens_arrives_whole_and_
     assert_eq!(count, arrived.len(), "something came twice");
     assert_eq!(arrived.len(), sent as usize, "something was lost");
     drop(gate);
-    network.sweep(&[]).unwrap();
+    network.sweep_all();
 }
 
 #[test]
@@ -463,5 +463,5 @@ fn holding_adds_microseconds_to_closing() {
         times.sort_unstable();
         println!("MEASURED holding gate, {what}: median {:?}, p90 {:?}, worst {:?}", times[15], times[27], times[29]);
     }
-    network.sweep(&[]).unwrap();
+    network.sweep_all();
 }

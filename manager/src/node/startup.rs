@@ -23,7 +23,7 @@ use crate::{
     config::NodeConfig,
     membership::{self, Boot, Membership},
     network::{Network, NetworkConfig},
-    recovery::Command,
+    recovery::{Command, Phase},
     runtime::Runc,
     snapshot::Versions,
     spec::ContainerName,
@@ -238,7 +238,8 @@ impl Node {
             };
             let down = tokio::time::timeout(PATIENCE, end).await.unwrap_or_else(|_| {
                 tracing::warn!(container = %name, "its work did not end in {PATIENCE:?} and is given up");
-                Ok(handle.view.get().up_since.is_none())
+                let phase = handle.view.get().phase;
+                Ok(!matches!(phase, Phase::Running | Phase::Checkpointing | Phase::Stopped | Phase::Failed))
             });
             // Its task was lost: so is what it did.
             down.unwrap_or(true).then_some(name)

@@ -174,6 +174,7 @@ pub async fn take_base(
     container: &ContainerName,
     owner: &Owner,
 ) -> Result<Option<SnapshotId>, OwnershipError> {
+    settle_before(store, container, owner.epoch).await?;
     let history = history(store, container).await?;
     // Listed after the claim: the argument in docs/ownership.md rests on this order.
     let committed = committed(store, container).await?;
@@ -181,6 +182,25 @@ pub async fn take_base(
     let base = write_base(store, container, owner, base).await?;
     ensure_current(store, container, owner).await?;
     Ok(base)
+}
+
+/// Settles the base of every earlier epoch that has none: its owner stalled or died between its claim and its base. Settled
+/// later, it could take away what this owner is about to go on from.
+async fn settle_before(store: &Store, container: &ContainerName, epoch: Epoch) -> Result<(), OwnershipError> {
+    let earlier = async || Ok::<_, OwnershipError>(history(store, container).await?.without_base(epoch));
+    let mut last = None;
+    while let Some(gap) = earlier().await?.filter(|gap| Some(*gap) > last) {
+        let there: Owner = record::read(store, &keys::owner(container, gap)).await.map_err(store_error(container))?;
+        let base = match there.released {
+            true => None,
+            false => history(store, container).await?.base_for(gap, committed(store, container).await?),
+        };
+        let record = BaseRecord { base, nonce: Claimant::new(there.node).nonce };
+        // Whoever wrote it: it is settled.
+        record::create(store, &keys::base(container, gap), &record).await.map_err(store_error(container))?;
+        last = Some(gap);
+    }
+    Ok(())
 }
 
 async fn write_base(
@@ -198,11 +218,15 @@ async fn write_base(
                 record::read(store, &keys::base(container, owner.epoch)).await.map_err(store_error(container))?;
             Ok(there.base)
         }
-        Created::Lost(_) => Err(OwnershipError::Foreign {
-            container: container.clone(),
-            epoch: owner.epoch,
-            nonce: owner.nonce.clone(),
-        }),
+        Created::Lost(_) => {
+            // A later owner settled it in passing.
+            ensure_current(store, container, owner).await?;
+            Err(OwnershipError::Foreign {
+                container: container.clone(),
+                epoch: owner.epoch,
+                nonce: owner.nonce.clone(),
+            })
+        }
     }
 }
 

@@ -34,6 +34,11 @@ impl History {
         self.bases.contains_key(&epoch)
     }
 
+    /// The oldest epoch before `epoch` whose base is not recorded.
+    pub fn without_base(&self, epoch: Epoch) -> Option<Epoch> {
+        self.epochs.range(..epoch).find(|earlier| !self.has_base(**earlier)).copied()
+    }
+
     /// True if the snapshot was committed by an owner before any later one took over.
     ///
     /// That is: its epoch exists, and it is not newer than the base of any later epoch. Adding records only ever

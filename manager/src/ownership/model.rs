@@ -14,6 +14,8 @@ use crate::spec::{Epoch, SnapshotId};
 
 /// Whether the owner looks at the epoch again after its manifest. Turning it off has to make the test fail.
 const SECOND_LOOK: bool = true;
+/// Whether an owner settles the bases that earlier epochs lack before its own. Turning it off has to make the test fail.
+const SETTLE_BEFORE: bool = true;
 
 #[derive(Default)]
 struct World {
@@ -63,6 +65,12 @@ enum Node {
     ReadHistory {
         epoch: Epoch,
         history: History,
+    },
+    /// An earlier epoch's base is missing; what it will be, from a listing.
+    Settling {
+        epoch: Epoch,
+        gap: Epoch,
+        base: Option<SnapshotId>,
     },
     Listed {
         epoch: Epoch,
@@ -152,6 +160,14 @@ fn step(world: &mut World, me: usize, node: Node) -> Result<Node, TestCaseError>
             if *world.owners.entry(epoch).or_insert(me) == me { Node::Claimed { epoch } } else { Node::Watching }
         }
         Node::Claimed { epoch } => Node::ReadHistory { epoch, history: world.history() },
+        Node::ReadHistory { epoch, history } if SETTLE_BEFORE && history.without_base(epoch).is_some() => {
+            let gap = history.without_base(epoch).unwrap_or(epoch);
+            Node::Settling { epoch, gap, base: history.base_for(gap, world.manifests.keys().copied()) }
+        }
+        Node::Settling { epoch, gap, base } => {
+            world.bases.entry(gap).or_insert(base);
+            Node::Claimed { epoch }
+        }
         Node::ReadHistory { epoch, history } => {
             Node::Listed { epoch, base: history.base_for(epoch, world.manifests.keys().copied()) }
         }

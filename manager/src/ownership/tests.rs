@@ -159,3 +159,27 @@ async fn a_damaged_record_is_named_and_stops_only_its_container() {
     fs::copy(dir.path().join(keys::owner(&other, Epoch(1))), dir.path().join(keys::owner(&other, Epoch(2)))).unwrap();
     assert!(current(&store, &other).await.is_err());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_base_that_was_never_written_is_settled_by_the_next_owner_and_its_own_comes_too_late() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(&dir).await;
+    let won = async |expected, name: &str| match claim(&store, &container(), expected, &claimant(name)).await.unwrap() {
+        Claim::Won(owner) => owner,
+        Claim::Lost(other) => panic!("lost to {other:?}"),
+    };
+    let first = won(None, "n1").await;
+    assert_eq!(take_base(&store, &container(), &first).await.unwrap(), None);
+    commit(&store, "e1-1").await;
+    let stalled = won(Some(Epoch(1)), "n2").await;
+    commit(&store, "e1-2").await;
+    let third = won(Some(Epoch(2)), "n3").await;
+    assert_eq!(take_base(&store, &container(), &third).await.unwrap(), Some("e1-2".parse().unwrap()));
+    // What came after is nobody's, whoever lists it.
+    commit(&store, "e1-3").await;
+    let late = take_base(&store, &container(), &stalled).await.unwrap_err();
+    assert!(matches!(late, OwnershipError::Deposed { .. }), "{late}");
+    let history = history(&store, &container()).await.unwrap();
+    assert!(history.has_base(Epoch(2)) && history.is_valid("e1-2".parse().unwrap()));
+    assert!(!history.is_valid("e1-3".parse().unwrap()));
+}

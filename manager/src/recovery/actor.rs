@@ -169,15 +169,8 @@ pub fn spawn(
     };
     let shipping = Shipping::start(Arc::clone(&ctx), name.clone(), place.clone(), owner.epoch);
     let log = shipping.view();
-    let setting = Setting {
-        store: ctx.store.clone(),
-        name: name.clone(),
-        queue: place.queue(),
-        compression_level: ctx.config.checkpoint.compression_level,
-        queue_max_bytes: ctx.config.checkpoint.queue_max_bytes,
-    };
     let actor = Actor {
-        uploads: Uploads::start(setting, &owner, content.spec.keep),
+        uploads: Uploads::start(setting(&ctx, &name, &place), &owner, content.spec.keep),
         shipping,
         agent_digest: ctx.agent.digest(),
         backoff: Backoff::default(),
@@ -205,6 +198,16 @@ pub fn spawn(
         ctx,
     };
     ActorHandle { inbox: sender, view, log, task: tokio::spawn(actor.run(begin)) }
+}
+
+pub(super) fn setting(ctx: &Ctx, name: &ContainerName, place: &Place) -> Setting {
+    Setting {
+        store: ctx.store.clone(),
+        name: name.clone(),
+        queue: place.queue(),
+        compression_level: ctx.config.checkpoint.compression_level,
+        queue_max_bytes: ctx.config.checkpoint.queue_max_bytes,
+    }
 }
 
 impl Actor {

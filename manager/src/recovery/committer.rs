@@ -88,9 +88,12 @@ impl Committer {
                 Ok(report) => {
                     self.retry = None;
                     self.drains.send_modify(|drains| drains.committed += 1);
-                    self.remove(id).await;
+                    let removed = self.remove(id).await;
                     self.shared.report(report);
                     blocking(give_back_memory).await;
+                    if !removed {
+                        return self.stuck().await;
+                    }
                 }
                 Err(error) if error.is_retryable() => {
                     let wait = self.retry.as_ref().map_or(FIRST_RETRY, |retry| (retry.wait * 2).min(LONGEST_RETRY));
@@ -100,7 +103,7 @@ impl Committer {
                     return Some(());
                 }
                 Err(error) => {
-                    self.remove(id).await;
+                    let removed = self.remove(id).await;
                     self.shared.drafts().timings.remove(&id);
                     let cause = crate::chain(&error);
                     self.shared.report(match error {
@@ -110,6 +113,9 @@ impl Committer {
                         },
                         _ => Report::Failed { id, cause },
                     });
+                    if !removed {
+                        return self.stuck().await;
+                    }
                 }
             }
         }
@@ -185,12 +191,21 @@ impl Committer {
         tracing::warn!(container = %name, error = crate::chain(error), "the drafts cannot be listed");
     }
 
-    async fn remove(&self, id: SnapshotId) {
+    /// The oldest draft does not go away: not again at once.
+    async fn stuck(&mut self) -> Option<()> {
+        let cause = "a draft on this node's disk cannot be removed".to_owned();
+        self.retry = Some(Retry { at: Instant::now() + LONGEST_RETRY, wait: LONGEST_RETRY, cause: cause.clone() });
+        self.park(cause).await;
+        Some(())
+    }
+
+    /// False when it is still there.
+    async fn remove(&self, id: SnapshotId) -> bool {
         let queue = self.queue.clone();
-        if let Err(error) = blocking(move || queue.remove(id)).await {
-            let name = &self.shared.setting.name;
-            tracing::warn!(container = %name, error = crate::chain(&error), "a draft could not be removed");
-        }
+        let Err(error) = blocking(move || queue.remove(id)).await else { return true };
+        let name = &self.shared.setting.name;
+        tracing::warn!(container = %name, error = crate::chain(&error), "a draft could not be removed");
+        false
     }
 }
 

@@ -65,6 +65,12 @@ enum NotTaken {
 impl Actor {
     /// The copy here is down already. `snapshot`: that one and no other; else the newest healthy one.
     pub(super) async fn hand_over(&mut self, to: &NodeName, snapshot: Option<SnapshotId>) -> Handover {
+        // A node that stood still may have lost it. The peer that has it would refuse, and be taken for one that claimed in vain.
+        match ownership::ensure_current(&self.ctx.store, &self.name, &self.owner).await {
+            Ok(()) => {}
+            Err(OwnershipError::Deposed { by, .. }) => return Handover::Deposed(*by),
+            Err(error) => return Handover::Refused(crate::chain(&error)),
+        }
         match self.ask(to, snapshot).await {
             Ok(epoch) => Handover::Taken { epoch },
             Err(NotTaken::NotAsked(text)) => Handover::Refused(text),

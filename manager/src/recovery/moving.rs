@@ -47,6 +47,8 @@ enum Stopped {
     Broken(String),
     /// By something that was heard meanwhile and is heeded next.
     Interrupted,
+    /// Its init has ended, which is heeded next. Off the network still: nobody is to hear how its connections end.
+    Ended,
 }
 
 impl From<NoCheckpoint> for Stopped {
@@ -75,7 +77,7 @@ impl Actor {
             Err(stopped) => {
                 let text = match stopped {
                     Stopped::Failed(text) | Stopped::Broken(text) => format!("{text}; {} goes on here", self.name),
-                    Stopped::Interrupted => format!("the move of {} was broken off", self.name),
+                    Stopped::Interrupted | Stopped::Ended => format!("the move of {} was broken off", self.name),
                 };
                 let _ = reply.send(Err(ApiError::Failed(text)));
                 return ControlFlow::Continue(());
@@ -163,7 +165,7 @@ impl Actor {
         let id = self.checkpoint(SnapshotKind::Final).await?;
         progress.step(format!("{id}: packing and uploading"));
         let committed = self.commit_of(id, asked, allowed).await;
-        if committed.is_err() {
+        if matches!(&committed, Err(stopped) if !matches!(stopped, Stopped::Ended)) {
             let (ctx, name) = (Arc::clone(&self.ctx), self.name.clone());
             if let Err(error) = launch::blocking(move || open_gate(&ctx.network, &name)).await {
                 return Err(Stopped::Broken(crate::chain(&error)));
@@ -185,7 +187,7 @@ impl Actor {
                     continue;
                 }
                 // Heeded next, by the actor's own loop.
-                () = live.exit.wait() => return Err(Stopped::Interrupted),
+                () = live.exit.wait() => return Err(Stopped::Ended),
                 report = self.uploads.report() => report,
                 () = tokio::time::sleep_until(deadline.into()) => {
                     let text = format!("{id} was not in the store after {allowed:?}, which is too slow for a move");

@@ -7,14 +7,15 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use super::{
-    actor::{Actor, State},
+    actor::{Actor, State, setting},
     checkpoint::NoCheckpoint,
     launch,
     order::ProgressSender,
     place::{Place, Volumes},
     recover::{ms, source_name},
+    shipping::Shipping,
     teardown::{self, Extent},
-    upload::Report,
+    upload::{Report, Uploads},
     view::Phase,
 };
 use crate::{
@@ -159,6 +160,11 @@ impl Actor {
             let _ = reply.send(Err(error));
             // Reported; the next `rm` clears again.
             let _ = self.clear(Extent::Running).await;
+            // Its operator may restore it instead: it is not to run without snapshots and log.
+            let setting = setting(&self.ctx, &self.name, &self.place);
+            self.uploads = Uploads::start(setting, &self.owner, self.app.spec.keep);
+            let (ctx, name, place) = (Arc::clone(&self.ctx), self.name.clone(), self.place.clone());
+            self.shipping = Shipping::start(ctx, name, place, self.owner.epoch);
             self.fail("it was to be removed, but the store did not take it; `rm` it again".into());
             return ControlFlow::Continue(());
         }

@@ -104,6 +104,8 @@ impl Actor {
         if pause.is_zero() {
             return self.recover(scope, why).await;
         }
+        let health = health_at_first(&self.app);
+        self.view.update(|view| (view.phase, view.pid, view.health) = (Phase::Recovering, 0, health));
         // What cannot be cleared away now is cleared away, or waited for, before the next attempt.
         let _ = self.clear(Extent::Running).await;
         let cause = format!("{why}; it has ended soon {} times in a row", self.backoff.hasty());
@@ -192,6 +194,13 @@ impl Actor {
                     }
                 },
                 Attempt::Peer { node } => {
+                    match ownership::ensure_current(&self.ctx.store, &self.name, &self.owner).await {
+                        Ok(()) => {}
+                        Err(ownership::OwnershipError::Deposed { by, .. }) => {
+                            return Climbed::Done(self.deposed(&by).await);
+                        }
+                        Err(error) => return Climbed::Waits(crate::chain(&error)),
+                    }
                     // Its files stay until the peer has it: it may come back to them.
                     if let Err(error) = self.clear(Extent::Running).await {
                         return Climbed::Waits(error.to_string());
