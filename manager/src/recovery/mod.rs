@@ -22,6 +22,7 @@
 //! A failed launch clears everything it made before the next attempt begins: process, link, namespace, mounts, images.
 
 mod actor;
+mod adopt;
 mod checkpoint;
 mod committer;
 mod ending;

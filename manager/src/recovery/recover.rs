@@ -2,7 +2,6 @@
 
 use std::{
     ops::ControlFlow,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -15,17 +14,15 @@ use super::{
     launch::{self, LaunchError},
     order::ProgressSender,
     place::Volumes,
-    record::{LocalPhase, LocalRecord},
+    record::LocalPhase,
     restore,
     teardown::Extent,
     view::Phase,
 };
 use crate::{
-    agentlink::AgentLink,
     api::ApiError,
     ownership,
     policy::{self, Attempt, KnownSnapshot, Scope, Situation, Source},
-    recovery::live::{Live, first_answer},
     snapshot::{self, SnapshotError, SnapshotHealth},
     spec::{RecoveryStep, SnapshotId, StateKind},
 };
@@ -40,8 +37,6 @@ const UPLOAD_PATIENCE: Duration = Duration::from_secs(15);
 const PLANS: usize = 3;
 /// Drafts that waited for the store are committed first when the container is brought back: the newest state is among them.
 const DRAFT_PATIENCE: Duration = Duration::from_secs(15);
-/// A CRIU whose manager was killed fails at its next question; one that hangs is ended after this.
-const ORPHAN_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What one plan's attempts leave for the next.
 struct Climb {
@@ -443,67 +438,6 @@ impl Actor {
                 if cleared.is_ok() { ControlFlow::Break(()) } else { self.end().await }
             }
         }
-    }
-
-    /// Goes on with a copy that an earlier manager of this node left running.
-    pub(super) async fn adopt(&mut self, record: LocalRecord) -> ControlFlow<()> {
-        self.next_seq = record.next_seq;
-        self.last_committed = record.last_committed;
-        if record.phase == LocalPhase::Stopped {
-            self.view.update(|view| view.phase = Phase::Stopped);
-            return ControlFlow::Continue(());
-        }
-        match self.find(&record).await {
-            Ok(live) => {
-                let detail = json!({"pid": live.pid, "epoch": self.owner.epoch});
-                self.up(live);
-                self.event("container.adopted", "it ran on while the manager was away", detail);
-                ControlFlow::Continue(())
-            }
-            Err(text) => self.lost(Scope::Container, format!("it did not survive the manager's absence: {text}")).await,
-        }
-    }
-
-    async fn find(&self, record: &LocalRecord) -> Result<Live, String> {
-        use crate::runtime::{Runtime, Status};
-        let text = |error: &(dyn std::error::Error + 'static)| crate::chain(error);
-        let (ctx, name, identity) = (Arc::clone(&self.ctx), self.name.clone(), self.network_identity());
-        let place = self.place.clone();
-        let pid = launch::blocking(move || {
-            let state = ctx
-                .runtime
-                .state(&ctx.runtime_id(&name), ctx.config.checkpoint.timeout)
-                .map_err(|error| text(&error))?;
-            let state = state.filter(|state| state.status != Status::Stopped).ok_or("its process is gone")?;
-            let remains = crate::checkpoint::settle_orphan(
-                std::path::Path::new(&ctx.config.criu),
-                state.pid,
-                &place.bundle(),
-                ORPHAN_PATIENCE,
-            );
-            if !remains.is_running() {
-                return Err(remains.to_string());
-            }
-            if let Err(error) = place.clear_dumps() {
-                tracing::warn!(container = %name, %error, "what unfinished dumps left could not be removed");
-            }
-            let found = ctx.network.find(&name, &identity).map_err(|error| text(&error))?;
-            let attachment = found.ok_or("its network is gone")?;
-            // A manager that was killed in a checkpoint left the gate closed, or one in a restore the link outside.
-            ctx.network.attach(&attachment).map_err(|error| text(&error))?;
-            ctx.network.gate(&name).and_then(|mut gate| gate.open()).map_err(|error| text(&error))?;
-            Ok::<_, String>(state.pid)
-        })
-        .await?;
-        let link = AgentLink::open(&self.place.channel(), self.name.clone()).map_err(|error| text(&error))?;
-        let status = first_answer(&link).await.map_err(|error| text(&error))?;
-        if hex::encode(&status.incarnation) != record.incarnation {
-            return Err("another agent answers than the one that was left".into());
-        }
-        if !status.main_running && matches!(self.app.spec.state, StateKind::Stateful { .. }) {
-            return Err("its main process has ended".into());
-        }
-        Live::new(pid, link, status.incarnation).map_err(|error| error.to_string())
     }
 
     pub(super) fn network_identity(&self) -> crate::network::NetIdentity {
