@@ -23,6 +23,8 @@ const EVERY: Duration = Duration::from_micros(300);
 const NEW_EVERY: Duration = Duration::from_millis(3);
 /// Between two checkpoints, so that each is measured alone.
 const REST: Duration = Duration::from_millis(300);
+/// Longer than TCP waits before it sends anything again.
+const ANSWERED: Duration = Duration::from_secs(5);
 
 /// Runs `checkpoint` again and again beside a polling client; the longest gap of each, in milliseconds.
 fn pauses(lab: &Lab, samples: usize, mut checkpoint: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<Vec<f64>> {
@@ -37,7 +39,12 @@ fn pauses(lab: &Lab, samples: usize, mut checkpoint: impl FnMut() -> anyhow::Res
         std::thread::sleep(REST);
         let begin = Instant::now();
         checkpoint()?;
-        std::thread::sleep(Duration::from_millis(20));
+        // What a client had to send again shows only when its answer comes.
+        let over = Instant::now();
+        while poller.last().is_none_or(|answer| answer.instant <= over) {
+            ensure!(over.elapsed() < ANSWERED, "the client was not answered within {ANSWERED:?} after a checkpoint");
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let (gap, _) = poller.seen().longest_gap(begin).context("the client had no answers during a checkpoint")?;
         if sample > 0 {
             gaps.push(gap.as_secs_f64() * 1000.0);
