@@ -333,5 +333,5 @@ fn a_program_that_cannot_be_executed_fails_apply_by_its_name() {
     // Mended, it is started.
     let compose = counter_with(|_| ());
     ok(member, &["apply", "-f", &file(member, "nope.yaml", &compose)]);
-    assert_eq!(phase(&cluster, 0, "counter"), "running");
+    cluster.wait("it to run", PATIENCE, |cluster| phase(cluster, 0, "counter") == "running").unwrap();
 }
