@@ -21,8 +21,11 @@ use ha_lab::{
 };
 use nix::sys::signal::Signal;
 
-/// A client that keeps one connection and uses it all the time.
+/// A client that keeps one connection and uses it all the time. It comes after the first checkpoint: held up by that, it would
+/// count its own connecting as a failure, and a manager killed in the middle of that would leave the container cut off.
 fn poll(cluster: &Cluster) -> Poller {
+    let committed = |cluster: &Cluster| !cluster.of_kind("checkpoint.committed").is_empty();
+    cluster.wait("the first checkpoint", PATIENCE, committed).unwrap();
     let address = format!("{ADDRESS}:7000").parse().unwrap();
     let (poller, run) = Poller::new(address, Duration::from_millis(5), PATIENCE);
     cluster.lab.on_client(run).unwrap();
@@ -195,9 +198,6 @@ fn a_manager_before_an_empty_or_another_store_touches_no_container() {
     let name = "a_manager_before_an_empty_or_another_store_touches_no_container";
     let Some((mut cluster, before)) = scene(name, 1, "", common::NEVER) else { return };
     let poller = poll(&cluster);
-    // Killed in the middle of it, the manager would leave the container cut off.
-    let committed = |cluster: &Cluster| !cluster.of_kind("checkpoint.committed").is_empty();
-    cluster.wait("the first checkpoint", PATIENCE, committed).unwrap();
     let disk = cluster.members[0].node.disk().to_owned();
     let store = cluster.lab.store().display().to_string();
     let elsewhere = |to: &str| {
@@ -284,8 +284,6 @@ fn a_port_in_use_is_found_before_anything_is_touched() {
     let name = "a_port_in_use_is_found_before_anything_is_touched";
     let Some((mut cluster, before)) = scene(name, 1, "", common::NEVER) else { return };
     let poller = poll(&cluster);
-    let committed = |cluster: &Cluster| !cluster.of_kind("checkpoint.committed").is_empty();
-    cluster.wait("the first checkpoint", PATIENCE, committed).unwrap();
     cluster.members[0].stop_manager(Signal::SIGKILL).unwrap();
     let mut listen = cluster.members[0].node.command("perl").unwrap();
     let script = "my $s = IO::Socket::INET->new(LocalPort => 7420, Listen => 1) or die; $| = 1; print \"listening\\n\"; sleep 600";
