@@ -170,6 +170,19 @@ impl Cluster {
         Ok(())
     }
 
+    /// Waits until every manager that runs has looked through the whole store `times` times more: what it does by itself on
+    /// what it finds there, it has done by then.
+    ///
+    /// # Errors
+    /// As `wait`.
+    pub fn wait_for_looks(&self, times: u64, patience: Duration) -> anyhow::Result<()> {
+        let running: Vec<&Member> = self.members.iter().filter(|member| member.manager.is_some()).collect();
+        let before: Vec<Option<u64>> = running.iter().map(|member| member.store_looks()).collect();
+        // The first of them may have begun before.
+        let done = |(member, before): (&&Member, &Option<u64>)| member.store_looks() > before.map(|n| n + times);
+        self.wait(&format!("{times} looks through the store"), patience, |_| running.iter().zip(&before).all(done))
+    }
+
     /// Every event of every node up to now, each once, by time.
     pub fn events(&self) -> Vec<Event> {
         let mut all: Vec<Event> = Vec::new();
@@ -351,6 +364,14 @@ impl Member {
     pub fn container(&self, name: &str) -> Option<Value> {
         let status = self.json(&["status"]).ok()?;
         status.get("containers")?.as_array()?.iter().find(|c| c.get("name").is_some_and(|n| n == name)).cloned()
+    }
+
+    /// How often the manager has looked through the store.
+    fn store_looks(&self) -> Option<u64> {
+        let status = self.json(&["status"]).ok()?;
+        let own =
+            status.get("nodes")?.as_array()?.iter().find(|node| node.get("liveness").is_some_and(|l| l == "self"))?;
+        own.get("store_looks")?.as_u64()
     }
 
     /// How many nodes this one holds alive, itself included.

@@ -6,7 +6,6 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Stdio,
-    thread,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -158,8 +157,8 @@ fn containers_outlive_a_stopped_manager_peers_leave_them_alone_and_the_next_mana
     let since = SystemTime::now();
     cluster.members[0].stop_manager(Signal::SIGTERM).unwrap();
     cluster.wait_for_event("peer.left", since, 1, PATIENCE).unwrap();
-    // Longer than a failover takes, and more than one look at the store.
-    thread::sleep(Duration::from_secs(5));
+    // Long enough for a failover: it would be begun by a look through the store.
+    cluster.wait_for_looks(3, PATIENCE).unwrap();
     assert_eq!((epochs(&cluster), copies(&cluster)), (vec![1], 1), "a peer took over what runs");
     unharmed(&cluster, &poller, "without a manager");
     cluster.members[0].start_manager().unwrap();

@@ -2,10 +2,7 @@
 
 mod common;
 
-use std::{
-    thread,
-    time::{Duration, Instant, SystemTime},
-};
+use std::time::SystemTime;
 
 use common::{
     Before, PATIENCE, checkpoint, cluster, copies, count, epochs, events_since, scene, state, wait_until_serving,
@@ -26,7 +23,7 @@ fn of_two_survivors_that_try_exactly_one_wins() {
     wait_until_serving(&cluster, cut.at);
     // The other one holds it for dead too, and looks at the store more than once.
     cluster.wait_for_event("peer.dead", cut.at, 2, PATIENCE).unwrap();
-    thread::sleep(Duration::from_secs(5));
+    cluster.wait_for_looks(2, PATIENCE).unwrap();
     let won = events_since(&cluster, "ownership.claimed", cut.at);
     assert_eq!(won.len(), 1, "{won:?}");
     assert_eq!(state(&cluster).0, told);
@@ -57,11 +54,8 @@ fn a_node_that_is_cut_off_but_lives_gives_its_container_up_and_does_not_take_it_
     let gone = |cluster: &Cluster| cluster.members[0].node.processes("/bin/counter").is_empty();
     cluster.wait("the deposed copy to be removed", PATIENCE, gone).unwrap();
     // It sees the store, and by its own account its peer is dead, through more than one look at the store.
-    let start = Instant::now();
-    while start.elapsed() < Duration::from_secs(6) {
-        assert_eq!(epochs(&cluster), [1, 2], "taken back by a node that nobody reaches");
-        thread::sleep(Duration::from_millis(100));
-    }
+    cluster.wait_for_looks(3, PATIENCE).unwrap();
+    assert_eq!(epochs(&cluster), [1, 2], "taken back by a node that nobody reaches");
     let moved_on = count(&cluster, 5);
     cluster.members[0].node.link_up().unwrap();
     cluster.wait_for_all().unwrap();

@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::{thread, time::Duration};
+use std::time::Duration;
 
 use common::{
     PATIENCE, checkpoint, client, count, state,
@@ -179,7 +179,7 @@ fn a_state_that_ends_every_copy_made_of_it_does_not_loop_for_ever_between_the_no
     );
     // And there it stays.
     let before = watched.cluster.events().len();
-    thread::sleep(Duration::from_secs(3));
+    watched.cluster.wait_for_looks(2, PATIENCE).unwrap();
     let since: Vec<_> = watched.cluster.events().split_off(before);
     assert!(since.iter().all(|event| !event.kind.starts_with("recovery.")), "{since:#?}");
     assert_eq!(watched.phase().as_deref(), Some("failed"));

@@ -29,6 +29,7 @@ pub async fn gather(node: &Node, local: bool) -> StatusReply {
             liveness: "self".into(),
             version: env!("CARGO_PKG_VERSION").into(),
             problems: node.problems(),
+            store_looks: node.looks(),
         }],
         containers: node.views().iter().map(container).collect(),
     };
@@ -66,7 +67,7 @@ async fn ask(peer: PeerView) -> (NodeStatus, Vec<ContainerStatus>) {
         Ok(Ok(answer)) => {
             let answer = answer.into_inner();
             if let Some(own) = answer.nodes.into_iter().next() {
-                (status.version, status.problems) = (own.version, own.problems);
+                (status.version, status.problems, status.store_looks) = (own.version, own.problems, own.store_looks);
             }
             return (status, answer.containers);
         }

@@ -28,7 +28,10 @@ mod watch;
 use std::{
     collections::{BTreeMap, HashMap},
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 pub use agent::AgentBinary;
@@ -53,6 +56,8 @@ pub struct Node {
     pub ctx: Arc<Ctx>,
     actors: Mutex<HashMap<ContainerName, ActorHandle>>,
     problems: Mutex<Vec<String>>,
+    /// How often the whole store was looked through.
+    looks: AtomicU64,
     uplink: uplink::Uplink,
     heard: heard::Heard,
     lives: life::Lives,
@@ -118,6 +123,11 @@ impl Node {
     /// What is wrong with this node as a whole, for `status`.
     pub fn problems(&self) -> Vec<String> {
         self.problems.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How often this node has looked through the store since its manager was started.
+    pub fn looks(&self) -> u64 {
+        self.looks.load(Ordering::Relaxed)
     }
 
     fn set_problems(&self, problems: Vec<String>) {

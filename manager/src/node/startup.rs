@@ -5,7 +5,7 @@ use std::{
     net::{SocketAddr, UdpSocket},
     os::unix::fs::PermissionsExt,
     path::Path,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicU64},
 };
 
 use anyhow::{Context, bail};
@@ -84,8 +84,8 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     });
     let uplink = Uplink::new(ctx.config.network.uplink.as_deref());
     let (actors, problems, holds) = (Mutex::default(), Mutex::default(), Mutex::default());
-    let (heard, lives, stopping) = (Heard::default(), Lives::default(), Stopping::default());
-    let node = Arc::new(Node { ctx, actors, problems, uplink, heard, lives, holds, stopping });
+    let (heard, lives, stopping, looks) = (Heard::default(), Lives::default(), Stopping::default(), AtomicU64::new(0));
+    let node = Arc::new(Node { ctx, actors, problems, looks, uplink, heard, lives, holds, stopping });
 
     // Before peers and operators are answered: what they want of a container must not meet its leftovers being judged.
     node.adopt().await;

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -117,6 +117,7 @@ async fn follow_store(node: Arc<Node>) {
     loop {
         match scan(&node, &mut seen).await {
             Ok(()) => {
+                node.looks.fetch_add(1, Ordering::Relaxed);
                 if let Some(since) = away_since.take() {
                     let ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
                     node.events().emit(None, "store.back", "the store answers again", json!({"away_ms": ms}));
