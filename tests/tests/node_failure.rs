@@ -5,7 +5,7 @@ mod common;
 use std::{fs, time::Duration};
 
 use common::{
-    PATIENCE, cannot_run, checkpoint, count, state, wait_until_serving,
+    Damage, PATIENCE, cannot_run, checkpoint, count, damage_newest, state, wait_until_serving,
     watch::{COUNTER, Described, Watched},
     with_counter,
 };
@@ -128,7 +128,7 @@ fn files_belong_to_the_same_moment_as_the_memory() {
 #[test]
 fn a_damaged_snapshot_is_refused_and_the_one_before_restored() {
     let name = "a_damaged_snapshot_is_refused_and_the_one_before_restored";
-    for damage in ["flipped", "truncated"] {
+    for damage in [Damage::Flipped, Damage::Truncated] {
         let Some(mut cluster) = with_counter(name, 2) else { return };
         let first = count(&cluster, 10);
         checkpoint(&cluster);
@@ -136,28 +136,12 @@ fn a_damaged_snapshot_is_refused_and_the_one_before_restored() {
         checkpoint(&cluster);
         let newest = cluster.of_kind("checkpoint.committed").pop().unwrap();
         let cut = cluster.members[0].power_cut().unwrap();
-        damage_newest(&cluster.lab.store().join("snapshots/counter"), damage == "flipped");
+        damage_newest(&cluster, damage);
         wait_until_serving(&cluster, cut.at);
         let restored = cluster.of_kind("recovery.restored").pop().unwrap();
-        assert_ne!(restored.text("snapshot"), newest.text("snapshot"), "a {damage} snapshot was restored");
-        assert_eq!(state(&cluster).0, first, "{damage}");
+        assert_ne!(restored.text("snapshot"), newest.text("snapshot"), "a snapshot was restored that is {damage:?}");
+        assert_eq!(state(&cluster).0, first, "{damage:?}");
     }
-}
-
-/// Changes one bit, or drops the last half, of the largest object of the newest snapshot.
-fn damage_newest(dir: &std::path::Path, flip: bool) {
-    let newest = fs::read_dir(dir).unwrap().flatten().map(|entry| entry.path()).max().unwrap();
-    let objects = fs::read_dir(newest).unwrap().flatten().map(|entry| entry.path());
-    let chunk = objects.filter(|path| !path.ends_with("manifest")).max_by_key(|path| fs::metadata(path).unwrap().len());
-    let chunk = chunk.unwrap();
-    let mut bytes = fs::read(&chunk).unwrap();
-    let middle = bytes.len() / 2;
-    if flip {
-        bytes[middle] ^= 1;
-    } else {
-        bytes.truncate(middle);
-    }
-    fs::write(&chunk, bytes).unwrap();
 }
 
 /// Ends CRIU as soon as it is there, until the container has been given up.
@@ -185,7 +169,7 @@ fn what_a_failed_takeover_made_is_gone() {
         checkpoint(&watched.cluster);
         let cut = watched.cluster.members[0].power_cut().unwrap();
         if damaged {
-            damage_newest(&watched.cluster.lab.store().join("snapshots/counter"), true);
+            damage_newest(&watched.cluster, Damage::Flipped);
             watched.cluster.wait_for_event("recovery.exhausted", cut.at, 1, PATIENCE).unwrap();
         } else {
             kill_criu_until_given_up(&watched, 1);

@@ -114,9 +114,7 @@ fn a_node_without_room_refuses_no_snapshot_and_restores_the_newest_when_there_is
     assert_eq!(state(&watched.cluster), (told, id));
     assert_eq!(watched.events("snapshot.refused"), []);
     assert!(watched.steps().iter().all(|step| step == "failover"), "{:?}", watched.steps());
-    watched.cluster.members[0].node.power_on().unwrap();
-    watched.cluster.members[0].start_manager().unwrap();
-    watched.cluster.wait_for_all().unwrap();
+    watched.switch_on(0);
     watched.finish();
 }
 
@@ -134,9 +132,7 @@ fn a_taker_without_room_passes_the_container_on() {
     assert_eq!(state(&watched.cluster), (told, id));
     assert_eq!(watched.events("snapshot.refused"), []);
     make_room(&watched.cluster, 1);
-    watched.cluster.members[0].node.power_on().unwrap();
-    watched.cluster.members[0].start_manager().unwrap();
-    watched.cluster.wait_for_all().unwrap();
+    watched.switch_on(0);
     watched.finish();
 }
 

@@ -5,7 +5,7 @@ mod common;
 use std::{collections::BTreeSet, fs, path::PathBuf, time::Duration};
 
 use common::{
-    PATIENCE, checkpoint, client, count, state,
+    Damage, PATIENCE, checkpoint, client, count, damage_newest, state,
     watch::{AGENT, COUNTER, Described, Watched},
 };
 use ha_lab::{clients::counter::Poller, cluster::Cluster, demo::ADDRESS};
@@ -13,21 +13,6 @@ use ha_manager::snapshot::{HexBytes, Manifest};
 use nix::sys::signal::Signal;
 
 const PLAIN: [&str; 3] = [COUNTER, "--ballast-mb", "4"];
-
-fn wait_until_on(watched: &Watched, number: usize) {
-    watched
-        .cluster
-        .wait(&format!("node {number} to run the container"), PATIENCE * 2, |cluster| {
-            cluster.owner_of("counter") == Some(number) && watched.phase().as_deref() == Some("running")
-        })
-        .unwrap();
-}
-
-fn switch_on(watched: &mut Watched, number: usize) {
-    watched.cluster.members[number].node.power_on().unwrap();
-    watched.cluster.members[number].start_manager().unwrap();
-    watched.cluster.wait_for_all().unwrap();
-}
 
 #[test]
 fn a_node_that_comes_back_clears_its_leftovers_and_can_take_over_again() {
@@ -41,10 +26,10 @@ fn a_node_that_comes_back_clears_its_leftovers_and_can_take_over_again() {
         checkpoint(&watched.cluster);
         watched.cluster.members[owner].power_cut().unwrap();
         let peer = 1 - owner;
-        wait_until_on(&watched, peer);
+        watched.wait_until_on(peer);
         assert_eq!(state(&watched.cluster), (told, id.clone()), "generation {generation}");
         assert!(told.is_genuine());
-        switch_on(&mut watched, owner);
+        watched.switch_on(owner);
         watched.clean(owner);
         assert_eq!(watched.cluster.owner_of("counter"), Some(peer), "generation {generation}");
         owner = peer;
@@ -76,9 +61,9 @@ fn a_node_whose_cable_is_pulled_lets_go_and_can_take_over_again() {
     checkpoint(&watched.cluster);
     let owner = watched.cluster.owner_of("counter").unwrap();
     watched.cluster.members[owner].power_cut().unwrap();
-    wait_until_on(&watched, 1 - owner);
+    watched.wait_until_on(1 - owner);
     assert_eq!(state(&watched.cluster), (told, id));
-    switch_on(&mut watched, owner);
+    watched.switch_on(owner);
     watched.finish();
 }
 
@@ -112,13 +97,13 @@ fn files_of_the_container_and_of_its_volume_agree_with_its_memory_after_each_fai
         }
         watched.cluster.members[from].power_cut().unwrap();
         poller.stop();
-        wait_until_on(&watched, to);
+        watched.wait_until_on(to);
         counting.join().unwrap().unwrap();
         assert_eq!(poller.seen().wrong, Vec::<String>::new());
         agrees(&watched, to, "/values");
         agrees(&watched, to, "/data/values");
         assert!(state(&watched.cluster).0.is_genuine());
-        switch_on(&mut watched, from);
+        watched.switch_on(from);
     }
     watched.finish();
 }
@@ -135,12 +120,12 @@ fn a_snapshot_that_comes_up_sick_gives_way_to_the_one_before() {
     count(&watched.cluster, 5);
     checkpoint(&watched.cluster);
     watched.cluster.members[0].power_cut().unwrap();
-    wait_until_on(&watched, 1);
+    watched.wait_until_on(1);
     assert_eq!(state(&watched.cluster), (saved, id));
     assert_eq!(watched.steps(), ["failover", "older-snapshot"]);
     let failed = watched.events("recovery.failed").pop().unwrap();
     assert!(failed.text("cause").unwrap().contains("healthcheck"), "{failed:?}");
-    switch_on(&mut watched, 0);
+    watched.switch_on(0);
     watched.finish();
 }
 
@@ -157,7 +142,7 @@ fn without_a_good_snapshot_a_container_begins_anew_only_where_its_policy_says_so
         checkpoint(&watched.cluster);
         watched.cluster.members[0].power_cut().unwrap();
         if steps.contains(&"cold-start") {
-            wait_until_on(&watched, 1);
+            watched.wait_until_on(1);
             let (value, now) = state(&watched.cluster);
             assert_eq!(value.value, 0);
             assert_ne!(now, id);
@@ -172,7 +157,7 @@ fn without_a_good_snapshot_a_container_begins_anew_only_where_its_policy_says_so
             assert!(watched.cluster.members[1].node.processes(COUNTER).is_empty());
         }
         assert_eq!(watched.steps(), steps);
-        switch_on(&mut watched, 0);
+        watched.switch_on(0);
         watched.finish();
     }
 }
@@ -214,22 +199,9 @@ fn a_snapshot_no_nodes_cpu_can_run_is_offered_to_the_peer_and_waits_and_no_older
     assert!(watched.cluster.members.iter().all(|member| member.node.processes(COUNTER).is_empty()));
     // Such a node appears.
     fs::write(manifest, whole).unwrap();
-    wait_until_on(&watched, 0);
+    watched.wait_until_on(0);
     assert_eq!(state(&watched.cluster), (saved, id));
     watched.finish();
-}
-
-/// Changes one bit in the middle of the largest object of the newest snapshot.
-fn damage_newest(watched: &Watched) {
-    let newest = fs::read_dir(watched.cluster.lab.store().join("snapshots/counter")).unwrap();
-    let newest = newest.flatten().map(|entry| entry.path()).max().unwrap();
-    let objects = fs::read_dir(newest).unwrap().flatten().map(|entry| entry.path());
-    let chunks = objects.filter(|path| !path.ends_with("manifest"));
-    let chunk = chunks.max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap();
-    let mut bytes = fs::read(&chunk).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    fs::write(&chunk, bytes).unwrap();
 }
 
 #[test]
@@ -245,11 +217,11 @@ fn a_damaged_snapshot_gives_way_to_the_one_before_after_every_step_that_comes_fi
     checkpoint(&watched.cluster);
     count(&watched.cluster, 5);
     checkpoint(&watched.cluster);
-    damage_newest(&watched);
+    damage_newest(&watched.cluster, Damage::Flipped);
     watched.signal(0, AGENT, Signal::SIGKILL);
     // Here, on the peer, which gives it back, and here again from the state before.
     watched.cluster.wait("an older state", PATIENCE * 2, |_| watched.steps().len() == 3).unwrap();
-    wait_until_on(&watched, 0);
+    watched.wait_until_on(0);
     assert_eq!(watched.steps(), ["restart", "failover", "older-snapshot"]);
     assert_eq!(state(&watched.cluster), (saved, id.clone()));
     // Under its new epoch it is checkpointed, and taken over from there.

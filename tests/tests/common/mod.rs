@@ -6,7 +6,9 @@ pub mod operator;
 pub mod watch;
 
 use std::{
+    fs,
     net::SocketAddr,
+    path::PathBuf,
     time::{Duration, SystemTime},
 };
 
@@ -119,4 +121,28 @@ pub fn kill_counter(cluster: &Cluster, member: usize) {
 pub fn events_since(cluster: &Cluster, kind: &str, since: SystemTime) -> Vec<Event> {
     let since = chrono::DateTime::<chrono::Utc>::from(since);
     cluster.of_kind(kind).into_iter().filter(|event| event.at >= since).collect()
+}
+
+/// How an object of a snapshot is spoilt.
+#[derive(Debug, Clone, Copy)]
+pub enum Damage {
+    /// One bit is another.
+    Flipped,
+    /// The last half is missing.
+    Truncated,
+}
+
+/// Spoils the largest object of the counter's newest snapshot.
+pub fn damage_newest(cluster: &Cluster, damage: Damage) {
+    let paths = |dir: PathBuf| fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let newest = paths(cluster.lab.store().join("snapshots/counter")).max().unwrap();
+    let objects = paths(newest).filter(|path| !path.ends_with("manifest"));
+    let chunk = objects.max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap();
+    let mut bytes = fs::read(&chunk).unwrap();
+    let middle = bytes.len() / 2;
+    match damage {
+        Damage::Flipped => bytes[middle] ^= 1,
+        Damage::Truncated => bytes.truncate(middle),
+    }
+    fs::write(&chunk, bytes).unwrap();
 }

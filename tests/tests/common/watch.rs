@@ -104,6 +104,21 @@ impl Watched {
             .unwrap();
     }
 
+    pub fn wait_until_on(&self, number: usize) {
+        self.cluster
+            .wait(&format!("node {number} to run the container"), PATIENCE * 2, |cluster| {
+                cluster.owner_of("counter") == Some(number) && self.phase().as_deref() == Some("running")
+            })
+            .unwrap();
+    }
+
+    /// Switches a node on again after a power cut; returns when all see each other.
+    pub fn switch_on(&mut self, number: usize) {
+        self.cluster.members[number].node.power_on().unwrap();
+        self.cluster.members[number].start_manager().unwrap();
+        self.cluster.wait_for_all().unwrap();
+    }
+
     /// Every step of the ladder up to now, in order.
     pub fn steps(&self) -> Vec<String> {
         self.cluster.of_kind("recovery.step").iter().map(|event| event.text("step").unwrap().to_owned()).collect()
