@@ -20,14 +20,11 @@ use std::{
 
 use anyhow::{Context, bail};
 
-/// Where the `ha-lab` program is: nodes are kept by copies of it. `HA_LAB_BIN` overrides.
+/// Where the `ha-lab` program is: nodes are kept by copies of it.
 ///
 /// # Errors
 /// When neither this process nor a neighbour of it is `ha-lab`.
 pub fn lab_program() -> anyhow::Result<PathBuf> {
-    if let Some(path) = std::env::var_os("HA_LAB_BIN") {
-        return Ok(PathBuf::from(path));
-    }
     let own = std::env::current_exe().context("cannot find this program's own path")?;
     // Tests run from target/PROFILE/deps, programs from target/PROFILE.
     let found = own.ancestors().skip(1).take(2).map(|dir| dir.join("ha-lab")).find(|path| path.is_file());

@@ -63,12 +63,13 @@ pub fn cached(name: &str) -> anyhow::Result<PathBuf> {
     Ok(dir)
 }
 
-/// The workspace's target directory.
+/// The workspace's target directory: the programs are in one of its profiles' directories. Whatever cargo puts into it to mark
+/// it is not relied on: cargo marks only a directory that it made itself, and a tool's may have been there before.
 ///
 /// # Errors
-/// When `ha-lab` is not in one.
+/// When there is no `ha-lab` in one.
 pub fn target_dir() -> anyhow::Result<PathBuf> {
     let program = crate::lab_program()?;
-    let dir = program.ancestors().find(|dir| dir.join("CACHEDIR.TAG").is_file());
+    let dir = program.ancestors().nth(2).filter(|dir| !dir.as_os_str().is_empty());
     dir.map(Path::to_path_buf).with_context(|| format!("{} is not in a cargo target directory", program.display()))
 }
