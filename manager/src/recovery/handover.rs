@@ -1,6 +1,6 @@
 //! Handing a container to a peer, and taking it back when the peer could not.
 
-use std::time::Duration;
+use std::{ops::ControlFlow, time::Duration};
 
 use ha_proto::peer::{MAX_MESSAGE, TakeOverRequest, peer_client::PeerClient};
 use serde_json::json;
@@ -9,6 +9,7 @@ use tonic::transport::Endpoint;
 use super::{
     actor::Actor,
     recover::{FIRST_WAIT, LONGEST_WAIT},
+    teardown::Extent,
 };
 use crate::{
     ownership::{self, Claim, Claimant, Owner, OwnershipError},
@@ -33,6 +34,14 @@ pub(super) enum Handover {
     Interrupted,
     /// Who owns it cannot be settled by trying again.
     Stuck(String),
+}
+
+/// Why a peer did not become the owner of what it was offered.
+pub(super) enum NotOffered {
+    /// It cannot be offered now: the store is away, or the copy here could not be ended.
+    Held(String),
+    /// The peer did not take it, and this node owns it still.
+    Refused(String),
 }
 
 /// Why it is not this node's again.
@@ -63,14 +72,38 @@ enum NotTaken {
 }
 
 impl Actor {
-    /// The copy here is down already. `snapshot`: that one and no other; else the newest healthy one.
-    pub(super) async fn hand_over(&mut self, to: &NodeName, snapshot: Option<SnapshotId>) -> Handover {
+    /// Ends what there is of a copy that failed and offers the container to a peer. Its files stay until the peer has it: it may
+    /// come back to them. `Ok`: it is settled who goes on with it, or something that was heard is heeded first.
+    pub(super) async fn offer(
+        &mut self,
+        to: &NodeName,
+        snapshot: Option<SnapshotId>,
+    ) -> Result<ControlFlow<()>, NotOffered> {
         // A node that stood still may have lost it. The peer that has it would refuse, and be taken for one that claimed in vain.
         match ownership::ensure_current(&self.ctx.store, &self.name, &self.owner).await {
             Ok(()) => {}
-            Err(OwnershipError::Deposed { by, .. }) => return Handover::Deposed(*by),
-            Err(error) => return Handover::Refused(crate::chain(&error)),
+            Err(OwnershipError::Deposed { by, .. }) => return Ok(self.deposed(&by).await),
+            Err(error) => return Err(NotOffered::Held(crate::chain(&error))),
         }
+        if let Err(error) = self.clear(Extent::Running).await {
+            return Err(NotOffered::Held(error.to_string()));
+        }
+        self.ship_log().await;
+        match self.hand_over(to, snapshot).await {
+            Handover::Taken { .. } => Ok(self.gone(to).await),
+            Handover::Deposed(by) => Ok(self.deposed(&by).await),
+            Handover::Interrupted => Ok(ControlFlow::Continue(())),
+            Handover::Stuck(text) => {
+                self.fail(text);
+                Ok(ControlFlow::Continue(()))
+            }
+            Handover::Refused(text) => Err(NotOffered::Refused(text)),
+        }
+    }
+
+    /// The copy here is down already, and this node is known to own it. `snapshot`: that one and no other; else the newest
+    /// healthy one.
+    pub(super) async fn hand_over(&mut self, to: &NodeName, snapshot: Option<SnapshotId>) -> Handover {
         match self.ask(to, snapshot).await {
             Ok(epoch) => Handover::Taken { epoch },
             Err(NotTaken::NotAsked(text)) => Handover::Refused(text),

@@ -4,7 +4,7 @@ use std::{ops::ControlFlow, time::Duration};
 
 use super::{
     actor::{Actor, Down, State},
-    handover::Handover,
+    handover::NotOffered,
     teardown::Extent,
     view::Phase,
 };
@@ -37,15 +37,12 @@ impl Actor {
         for attempt in policy::plan(&self.app.spec.recovery, &situation) {
             let Attempt::Peer { node } = &attempt else { continue };
             self.announce(&attempt);
-            if self.clear(Extent::Running).await.is_err() {
-                return ControlFlow::Continue(());
-            }
-            self.ship_log().await;
-            match self.hand_over(node, None).await {
-                Handover::Taken { .. } => return self.gone(node).await,
-                Handover::Deposed(by) => return self.deposed(&by).await,
-                Handover::Refused(cause) => tracing::warn!(container = %self.name, %node, cause, "not handed over"),
-                Handover::Interrupted | Handover::Stuck(_) => break,
+            match self.offer(node, None).await {
+                Ok(flow) => return flow,
+                Err(NotOffered::Held(_)) => break,
+                Err(NotOffered::Refused(cause)) => {
+                    tracing::warn!(container = %self.name, %node, cause, "not handed over");
+                }
             }
         }
         ControlFlow::Continue(())

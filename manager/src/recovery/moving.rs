@@ -32,6 +32,7 @@ use super::{
 };
 use crate::{
     api::ApiError,
+    ownership::{self, OwnershipError},
     policy::{Scope, Source},
     snapshot::SnapshotKind,
     spec::{NodeName, SnapshotId, StateKind},
@@ -151,7 +152,15 @@ impl Actor {
     /// container. On an error the container is on the network again.
     async fn last_snapshot(&mut self, progress: &ProgressSender) -> Result<Option<SnapshotId>, Stopped> {
         if matches!(self.app.spec.state, StateKind::Stateless) {
-            return Ok(None);
+            // Where there is state, its commit looks.
+            return match ownership::ensure_current(&self.ctx.store, &self.name, &self.owner).await {
+                Ok(()) => Ok(None),
+                Err(OwnershipError::Deposed { by, .. }) => {
+                    self.deferred = Some(Command::Deposed(*by));
+                    Err(Stopped::Interrupted)
+                }
+                Err(error) => Err(Stopped::Failed(crate::chain(&error))),
+            };
         }
         let timeout = self.ctx.config.checkpoint.timeout;
         progress.step("checkpoint while it runs");

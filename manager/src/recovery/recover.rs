@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 use super::{
     actor::{Actor, Down, RESTART_WINDOW, State, health_at_first},
-    handover::Handover,
+    handover::NotOffered,
     launch::{self, LaunchError},
     order::ProgressSender,
     place::Volumes,
@@ -188,30 +188,11 @@ impl Actor {
                         }
                     }
                 },
-                Attempt::Peer { node } => {
-                    match ownership::ensure_current(&self.ctx.store, &self.name, &self.owner).await {
-                        Ok(()) => {}
-                        Err(ownership::OwnershipError::Deposed { by, .. }) => {
-                            return Climbed::Done(self.deposed(&by).await);
-                        }
-                        Err(error) => return Climbed::Waits(crate::chain(&error)),
-                    }
-                    // Its files stay until the peer has it: it may come back to them.
-                    if let Err(error) = self.clear(Extent::Running).await {
-                        return Climbed::Waits(error.to_string());
-                    }
-                    self.ship_log().await;
-                    match self.hand_over(&node, None).await {
-                        Handover::Taken { .. } => return Climbed::Done(self.gone(&node).await),
-                        Handover::Deposed(by) => return Climbed::Done(self.deposed(&by).await),
-                        Handover::Interrupted => return Climbed::Done(ControlFlow::Continue(())),
-                        Handover::Stuck(text) => {
-                            self.fail(text);
-                            return Climbed::Done(ControlFlow::Continue(()));
-                        }
-                        Handover::Refused(text) => climb.last = text,
-                    }
-                }
+                Attempt::Peer { node } => match self.offer(&node, None).await {
+                    Ok(flow) => return Climbed::Done(flow),
+                    Err(NotOffered::Held(cause)) => return Climbed::Waits(cause),
+                    Err(NotOffered::Refused(cause)) => climb.last = cause,
+                },
             }
             let detail = json!({"cause": climb.last, "why": why});
             self.event("recovery.failed", &climb.last, detail);

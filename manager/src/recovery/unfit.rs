@@ -10,7 +10,7 @@ use std::{
 
 use serde_json::json;
 
-use super::{actor::Actor, handover::Handover, place::Volumes, teardown::Extent};
+use super::{actor::Actor, handover::NotOffered};
 use crate::{
     membership::Liveness,
     policy::{self, Attempt, Candidate, Scope},
@@ -45,20 +45,13 @@ impl Actor {
                 continue;
             }
             self.announce(&Attempt::Peer { node: node.clone() });
-            if let Err(error) = self.clear(Extent::Files(Volumes::Go)).await {
-                return self.wait(scope, why, error.to_string());
-            }
-            self.ship_log().await;
-            match self.hand_over(&node, Some(snapshot)).await {
-                Handover::Taken { .. } => return self.gone(&node).await,
-                Handover::Deposed(by) => return self.deposed(&by).await,
-                // What was heard is heeded next.
-                Handover::Interrupted => return ControlFlow::Continue(()),
-                Handover::Stuck(text) => {
-                    self.fail(text);
-                    return ControlFlow::Continue(());
+            match self.offer(&node, Some(snapshot)).await {
+                Ok(flow) => return flow,
+                Err(NotOffered::Held(text)) => {
+                    self.unfit = Some(asked);
+                    return self.wait(scope, why, text);
                 }
-                Handover::Refused(text) => {
+                Err(NotOffered::Refused(text)) => {
                     self.event("recovery.failed", &text, json!({"cause": text}));
                     asked.push((node, Instant::now()));
                 }
