@@ -19,6 +19,22 @@ pub mod snapshot;
 pub mod spec;
 pub mod store;
 
+use std::sync::{Arc, LazyLock};
+
+use rustls::crypto::CryptoProvider;
+
+/// What TLS is computed with. The clients of registries and of S3 take it from the process and panic without it: to be called
+/// before one is made.
+pub fn crypto() -> Arc<CryptoProvider> {
+    static RING: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
+        let provider = rustls::crypto::ring::default_provider();
+        // An error says that the process has one already.
+        let _ = provider.clone().install_default();
+        Arc::new(provider)
+    });
+    Arc::clone(&RING)
+}
+
 /// The beginning of a text, at most `max` bytes of it.
 pub fn cut(text: &str, max: usize) -> &str {
     let mut end = max.min(text.len());
