@@ -11,6 +11,7 @@ pub mod image;
 pub mod membership;
 pub mod network;
 pub mod node;
+pub mod once;
 pub mod ownership;
 pub mod policy;
 pub mod recovery;
@@ -18,6 +19,23 @@ pub mod runtime;
 pub mod snapshot;
 pub mod spec;
 pub mod store;
+pub mod tls;
+
+use std::sync::{Arc, LazyLock};
+
+use rustls::crypto::CryptoProvider;
+
+/// What TLS is computed with. The clients of registries and of S3 take it from the process and panic without it: to be called
+/// before one is made.
+pub fn crypto() -> Arc<CryptoProvider> {
+    static RING: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
+        let provider = rustls::crypto::ring::default_provider();
+        // An error says that the process has one already.
+        let _ = provider.clone().install_default();
+        Arc::new(provider)
+    });
+    Arc::clone(&RING)
+}
 
 /// The beginning of a text, at most `max` bytes of it.
 pub fn cut(text: &str, max: usize) -> &str {

@@ -52,6 +52,7 @@ impl Registry {
             None => RegistryAuth::Anonymous,
         };
         let protocol = if insecure || is_loopback(host) { ClientProtocol::Http } else { ClientProtocol::Https };
+        crate::crypto();
         let client = Client::new(ClientConfig {
             protocol,
             connect_timeout: Some(CONNECT_TIMEOUT),

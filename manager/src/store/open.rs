@@ -87,6 +87,7 @@ fn open_s3(url: &Url, options: &StoreOptions) -> Result<Backend, object_store::E
     ] {
         builder = builder.with_config(key, value);
     }
+    crate::crypto();
     let store = builder.build()?;
     let prefix = object_store::path::Path::parse(url.path().trim_matches('/'))?;
     let store: Arc<dyn ObjectStore> =

@@ -70,6 +70,7 @@ fn start(lab: &Lab, test: &str, password: bool) -> Option<Registry> {
 
 /// Pushes the image and an index that offers it beside one for another machine. Returns the manifest's digest.
 async fn push(registry: &Registry, image: &Image, auth: &RegistryAuth) -> String {
+    crate::crypto();
     let client = Client::new(ClientConfig { protocol: ClientProtocol::Http, ..ClientConfig::default() });
     let reference: Reference = format!("{}/test/app:1", registry.host).parse().unwrap();
     client.auth(&reference, auth, oci_client::RegistryOperation::Push).await.unwrap();
