@@ -52,7 +52,7 @@ pub enum Begin {
         /// The number of its next snapshot: higher than 1 when this node took some under the same epoch.
         next_seq: u64,
     },
-    /// Handed over by its owner: this snapshot and no other.
+    /// Handed over by its owner: this snapshot and no other, or the newest that comes up.
     Handed { snapshot: Option<SnapshotId>, reply: oneshot::Sender<Result<(), String>> },
     /// Claimed by its operator from an owner that does not answer.
     Claimed {

@@ -26,6 +26,7 @@ mod adopt;
 mod checkpoint;
 mod committer;
 mod ending;
+mod handed;
 mod handover;
 mod heed;
 mod launch;
