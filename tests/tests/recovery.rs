@@ -5,7 +5,7 @@ mod common;
 use std::time::Duration;
 
 use common::{
-    PATIENCE, checkpoint, client, count, state,
+    PATIENCE, checkpoint, client, count, exit, state,
     watch::{AGENT, COUNTER, Described, Watched},
 };
 use ha_lab::{clients::counter::Poller, demo::ADDRESS};
@@ -20,12 +20,6 @@ fn served(watched: &Watched) -> usize {
 
 fn wait_until_served(watched: &Watched, times: usize) {
     watched.cluster.wait("the container to serve again", PATIENCE, |_| served(watched) >= times).unwrap();
-}
-
-/// Ends the counter with a code.
-fn exit(watched: &Watched, code: u8) {
-    let ended = client(&watched.cluster, move |counter| Ok(counter.tell(&format!("exit {code}"))));
-    assert!(ended.is_err(), "it answered {ended:?}");
 }
 
 #[test]
@@ -128,7 +122,7 @@ fn a_main_process_that_ends_as_it_should_rests() {
     ] {
         let Some(watched) = Watched::start(name, 1, &described) else { return };
         count(&watched.cluster, 1);
-        exit(&watched, code);
+        exit(&watched.cluster, code);
         watched.wait_for_phase("stopped");
         assert_eq!(watched.events("container.stopped").len(), 1);
         assert_eq!(watched.events("recovery.started"), [], "{}", described.text());
@@ -144,7 +138,7 @@ fn a_main_process_that_fails_where_failures_are_restarted_does_not_rest() {
     let Some(watched) = Watched::start(name, 1, &Described::stateful(&PLAIN).restart("on-failure")) else { return };
     let saved = count(&watched.cluster, 10);
     checkpoint(&watched.cluster);
-    exit(&watched, 3);
+    exit(&watched.cluster, 3);
     wait_until_served(&watched, 1);
     assert_eq!(state(&watched.cluster).0, saved);
     watched.finish();

@@ -13,6 +13,7 @@ use super::{
     order::ProgressSender,
     place::{Place, Volumes},
     recover::{ms, source_name},
+    rest::Asleep,
     shipping::Shipping,
     teardown::{self, Extent},
     upload::{Report, Uploads},
@@ -67,6 +68,7 @@ impl Actor {
         let began = Instant::now();
         // The snapshot that is chosen must not be pruned before it is fetched.
         self.uploads.hold().await;
+        self.bring_in_drafts().await;
         let from = match self.chosen(snapshot).await {
             Ok(from) => from,
             Err(error) => {
@@ -75,6 +77,17 @@ impl Actor {
                 return ControlFlow::Continue(());
             }
         };
+        match self.awaken().await {
+            Ok(()) => {}
+            Err(Asleep::Deposed(by)) => {
+                let _ = reply.send(Err(ApiError::Refused(format!("node {} owns {} now", by.node, self.name))));
+                return self.deposed(&by).await;
+            }
+            Err(Asleep::Unavailable(error)) => {
+                let _ = reply.send(Err(error));
+                return ControlFlow::Continue(());
+            }
+        }
         let shown = source_name(from);
         progress.step(format!("restoring {} from {shown}", self.name));
         // Somebody looks after it: whoever could not take it before is asked again.

@@ -30,13 +30,13 @@ use crate::{
 pub(super) const FIRST_WAIT: Duration = Duration::from_millis(500);
 pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// A commit under way when the container is lost is waited for this long: it is the newest state there is.
-const COMMIT_PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const COMMIT_PATIENCE: Duration = Duration::from_secs(2);
 /// As long as it comes on, for this long.
-const UPLOAD_PATIENCE: Duration = Duration::from_secs(15);
+pub(super) const UPLOAD_PATIENCE: Duration = Duration::from_secs(15);
 /// How often a recovery looks for snapshots anew because one of them had gone.
 pub(super) const PLANS: usize = 3;
 /// Drafts that waited for the store are committed first when the container is brought back: the newest state is among them.
-const DRAFT_PATIENCE: Duration = Duration::from_secs(15);
+pub(super) const DRAFT_PATIENCE: Duration = Duration::from_secs(15);
 
 /// What one plan's attempts leave for the next.
 pub(super) struct Climb {
@@ -102,8 +102,10 @@ impl Actor {
             Err(error) => {
                 let text = crate::chain(&error);
                 self.event("container.start-failed", &text, json!({"cause": text}));
-                self.fail(text.clone());
-                Err(ApiError::Failed(format!("{}: {text}", self.name)))
+                let told = ApiError::Failed(format!("{}: {text}", self.name));
+                let flow = self.give_up(text).await;
+                let _ = reply.send(Err(told));
+                return flow;
             }
         };
         // The caller may have gone away; the container is there all the same.
@@ -157,8 +159,7 @@ impl Actor {
         }
         let text = format!("nothing more to try: {}", climb.last);
         self.event("recovery.exhausted", &text, json!({"cause": climb.last}));
-        self.fail(text);
-        ControlFlow::Continue(())
+        self.give_up(text).await
     }
 
     /// One plan, and its attempts one after the other.
@@ -404,10 +405,11 @@ impl Actor {
         ControlFlow::Continue(())
     }
 
+    /// Nothing more is tried by this manager; the next one does.
     pub(super) fn fail(&mut self, cause: String) {
         self.state = State::Down(Down::Resting);
         self.view.update(|view| (view.phase, view.pid, view.failure) = (Phase::Failed, 0, Some(cause)));
-        self.save(LocalPhase::Launching);
+        self.save(self.local_phase());
     }
 
     /// Another node has it now; nothing of it stays here.
