@@ -32,7 +32,7 @@ use crate::{
     api::ApiError,
     node::Ctx,
     ownership::{Owner, Rest},
-    policy::{Backoff, Schedule, Scope, Source},
+    policy::{Backoff, SETTLED, Schedule, Scope, Source},
     snapshot::{NetworkIdentity, SnapshotKind},
     spec::{ContainerName, RecoveryStep, SnapshotId, StateKind},
     store::apps::{App, AppContent},
@@ -115,6 +115,8 @@ pub(super) struct Actor {
     pub agent_digest: String,
     /// It is at rest. From then on nothing is begun under this epoch.
     pub(super) resting: Option<Resting>,
+    /// From then on old snapshots may go.
+    prune_at: Option<Instant>,
     /// How often in a row it ended soon.
     pub(super) backoff: Backoff,
     /// The last wait for something that was away; none since the container was up.
@@ -179,6 +181,7 @@ pub fn spawn(
         shipping,
         agent_digest: ctx.agent.digest(),
         resting: None,
+        prune_at: None,
         backoff: Backoff::default(),
         waited: None,
         conflict: false,
@@ -285,7 +288,10 @@ impl Actor {
 
     fn wake(&self) -> Instant {
         match &self.state {
-            State::Up(_) => self.schedule.as_ref().map_or(self.next_ping, |s| s.due().min(self.next_ping)),
+            State::Up(_) => {
+                let due = self.schedule.as_ref().map(Schedule::due);
+                self.next_ping.min(due.unwrap_or(self.next_ping)).min(self.prune_at.unwrap_or(self.next_ping))
+            }
             State::Down(Down::Waiting { until, .. }) => *until,
             State::Down(Down::Resting) => self.tell_at().unwrap_or_else(|| Instant::now() + Duration::from_secs(3600)),
         }
@@ -303,6 +309,7 @@ impl Actor {
         if self.tell_at().is_some_and(|at| now >= at) {
             return self.tell_rest().await;
         }
+        self.prune_again();
         if now >= self.next_ping {
             self.next_ping = now + PING_EVERY;
             match self.ping().await {
@@ -407,9 +414,18 @@ impl Actor {
         self.watchdog = Watchdog::new(WatchdogConfig::default(), Instant::now());
         (self.waited, self.conflict, self.unfit) = (None, false, None);
         self.next_ping = Instant::now() + PING_EVERY;
-        self.uploads.may_prune(true);
+        self.prune_at = Some(Instant::now() + SETTLED);
         self.state = State::Up(Box::new(live));
         self.save(LocalPhase::Up);
+    }
+
+    /// Old snapshots may go while the container is up and has shown that it stays so: until then one of them may have to be gone
+    /// back to, and must not give way to snapshots of a state that ends.
+    pub(super) fn prune_again(&mut self) {
+        if matches!(self.state, State::Up(_)) && self.prune_at.is_none_or(|at| Instant::now() >= at) {
+            self.prune_at = None;
+            self.uploads.may_prune(true);
+        }
     }
 
     /// Ends the copy here, whatever state it is in, and clears it away. After an error, which has been reported, it may still

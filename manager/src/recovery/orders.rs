@@ -72,7 +72,7 @@ impl Actor {
         let from = match self.chosen(snapshot).await {
             Ok(from) => from,
             Err(error) => {
-                self.uploads.may_prune(matches!(self.state, State::Up(_)));
+                self.prune_again();
                 let _ = reply.send(Err(error));
                 return ControlFlow::Continue(());
             }
@@ -118,7 +118,7 @@ impl Actor {
                     return self.deposed(by).await;
                 }
                 // Nothing was touched: it goes on as it was.
-                self.uploads.may_prune(true);
+                self.prune_again();
                 self.view.update(|view| view.phase = before);
                 ControlFlow::Continue(())
             }
