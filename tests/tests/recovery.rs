@@ -198,6 +198,31 @@ fn a_state_that_ends_every_copy_made_of_it_gives_way_to_the_one_before() {
 }
 
 #[test]
+fn snapshots_of_a_state_that_ends_do_not_push_out_the_ones_before_it() {
+    let name = "snapshots_of_a_state_that_ends_do_not_push_out_the_ones_before_it";
+    let described = Described::stateful(&PLAIN).without_healthcheck().recovery("restart:1, older-snapshot:2");
+    let Some(watched) = Watched::start(name, 1, &described) else { return };
+    let saved = count(&watched.cluster, 10);
+    checkpoint(&watched.cluster);
+    client(&watched.cluster, |counter| counter.tell("arm"));
+    (0..2).for_each(|_| checkpoint(&watched.cluster));
+    // As many as are kept: one more, and the good one would go.
+    for times in 1..=3 {
+        let committed = watched.events("checkpoint.committed").len();
+        let ended = client(&watched.cluster, |counter| Ok(counter.incr()));
+        assert!(ended.is_err(), "it answered {ended:?}");
+        wait_until_served(&watched, times);
+        if times == 2 {
+            let again = |_: &_| watched.events("checkpoint.committed").len() > committed;
+            watched.cluster.wait("the older state to be committed anew", PATIENCE, again).unwrap();
+        }
+    }
+    assert_eq!(state(&watched.cluster).0, saved);
+    assert_eq!(watched.steps(), ["restart", "older-snapshot", "older-snapshot"]);
+    watched.finish();
+}
+
+#[test]
 fn a_stateful_container_that_ends_at_once_is_given_time_and_its_last_words_are_told() {
     let name = "a_stateful_container_that_ends_at_once_is_given_time_and_its_last_words_are_told";
     // No such address is here: it says so and ends.

@@ -467,3 +467,13 @@ fn schedules_reach_restores_and_late_arrivals() {
     assert!(restores > 1000 && late > 50, "{restores} restores, {late} late snapshots refused");
     assert!(at_rest > 50 && awoken > 10, "{at_rest} times found at rest, {awoken} times begun by an order");
 }
+
+/// Too rare to wait for: the record of a rest is late, the node is started again meanwhile, and then another takes over.
+#[test]
+fn a_rest_whose_record_is_late_is_remembered_over_a_restart() {
+    let steps = |node, count| std::iter::repeat_n(Event::Step(node), count);
+    let late =
+        [Event::Rest(0), Event::Delay(0), Event::Crash(0), Event::Resume(0), Event::Step(0), Event::ArriveRest(0)];
+    let world = run(steps(0, 6).chain(late).chain(steps(1, 7))).unwrap();
+    assert_eq!((world.begun.len(), world.found_at_rest), (1, 1));
+}
