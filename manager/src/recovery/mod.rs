@@ -14,6 +14,7 @@
 //!   │ recovering │ ◄──────────┘   │          attempts exhausted      ┌────────┐
 //!   │            │ ───────────────┘ ───────────────────────────────► │ failed │── order ─► recovering
 //!   └────────────┘                                                   └────────┘
+//!   main process ended as it may: running ─► stopped; stopped and failed are at rest until an order, whoever owns it then
 //!   from every state: deposed (a later epoch exists) → the copy is cleared away, the actor ends
 //!                     removed                        → as deposed, and the container's objects are deleted
 //!                     moved                          → last checkpoint, copy cleared away, the peer restores
@@ -26,6 +27,7 @@ mod adopt;
 mod checkpoint;
 mod committer;
 mod ending;
+mod handed;
 mod handover;
 mod heed;
 mod launch;
@@ -38,6 +40,7 @@ mod packer;
 mod place;
 mod record;
 mod recover;
+mod rest;
 mod restore;
 mod shipping;
 mod teardown;

@@ -13,6 +13,7 @@ use super::{
     order::ProgressSender,
     place::{Place, Volumes},
     recover::{ms, source_name},
+    rest::Asleep,
     shipping::Shipping,
     teardown::{self, Extent},
     upload::{Report, Uploads},
@@ -67,14 +68,26 @@ impl Actor {
         let began = Instant::now();
         // The snapshot that is chosen must not be pruned before it is fetched.
         self.uploads.hold().await;
+        self.bring_in_drafts().await;
         let from = match self.chosen(snapshot).await {
             Ok(from) => from,
             Err(error) => {
-                self.uploads.may_prune(matches!(self.state, State::Up(_)));
+                self.prune_again();
                 let _ = reply.send(Err(error));
                 return ControlFlow::Continue(());
             }
         };
+        match self.awaken().await {
+            Ok(()) => {}
+            Err(Asleep::Deposed(by)) => {
+                let _ = reply.send(Err(ApiError::Refused(format!("node {} owns {} now", by.node, self.name))));
+                return self.deposed(&by).await;
+            }
+            Err(Asleep::Unavailable(error)) => {
+                let _ = reply.send(Err(error));
+                return ControlFlow::Continue(());
+            }
+        }
         let shown = source_name(from);
         progress.step(format!("restoring {} from {shown}", self.name));
         // Somebody looks after it: whoever could not take it before is asked again.
@@ -105,7 +118,7 @@ impl Actor {
                     return self.deposed(by).await;
                 }
                 // Nothing was touched: it goes on as it was.
-                self.uploads.may_prune(true);
+                self.prune_again();
                 self.view.update(|view| view.phase = before);
                 ControlFlow::Continue(())
             }

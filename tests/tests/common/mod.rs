@@ -83,6 +83,12 @@ pub fn checkpoint(cluster: &Cluster) {
     cluster.members[owner].cli(&["checkpoint", "counter"]).unwrap();
 }
 
+/// Ends the counter with a code.
+pub fn exit(cluster: &Cluster, code: u8) {
+    let ended = client(cluster, move |counter| Ok(counter.tell(&format!("exit {code}"))));
+    assert!(ended.is_err(), "it answered {ended:?}");
+}
+
 pub fn wait_until_serving(cluster: &Cluster, since: SystemTime) {
     cluster.wait_for_event("recovery.serving", since, 1, PATIENCE).unwrap();
 }
@@ -134,9 +140,15 @@ pub enum Damage {
 
 /// Spoils the largest object of the counter's newest snapshot.
 pub fn damage_newest(cluster: &Cluster, damage: Damage) {
+    self::damage(cluster, 0, damage);
+}
+
+/// Spoils the largest object of the counter's snapshot that has so many newer ones.
+pub fn damage(cluster: &Cluster, newer: usize, damage: Damage) {
     let paths = |dir: PathBuf| fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
-    let newest = paths(cluster.lab.store().join("snapshots/counter")).max().unwrap();
-    let objects = paths(newest).filter(|path| !path.ends_with("manifest"));
+    let mut snapshots: Vec<PathBuf> = paths(cluster.lab.store().join("snapshots/counter")).collect();
+    snapshots.sort();
+    let objects = paths(snapshots.swap_remove(snapshots.len() - 1 - newer)).filter(|path| !path.ends_with("manifest"));
     let chunk = objects.max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap();
     let mut bytes = fs::read(&chunk).unwrap();
     let middle = bytes.len() / 2;
