@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
-use super::Node;
+use super::{Node, identity::address_refused};
 use crate::{
     api::ApiError,
     image,
@@ -26,7 +26,7 @@ impl Node {
         base_dir: PathBuf,
         progress: &ProgressSender,
     ) -> Result<(ContainerSpec, ImageRecord), ApiError> {
-        self.check_address(&spec)?;
+        self.check_address(&spec).await?;
         progress.step(format!("{}: making the image {} ready", spec.name, spec.image));
         let image = self.import(&spec, &base_dir, progress).await?;
         Ok((spec, image))
@@ -57,7 +57,7 @@ impl Node {
         progress: ProgressSender,
     ) -> Result<Value, ApiError> {
         let name = spec.name.clone();
-        self.check_address(&spec)?;
+        self.check_address(&spec).await?;
         if !self.has(&name) {
             self.not_being_begun(&name).await?;
         }
@@ -114,7 +114,7 @@ impl Node {
             self.wait_for(needed, &progress).await?;
         }
         let begun = self.stopping.may_begin().await.map_err(ApiError::Unavailable)?;
-        let identity = self.identity(&content).await.map_err(|err| ApiError::failed(&err))?;
+        let identity = self.identity(&content).await.map_err(address_refused)?;
         let app = self.register(generation, content.clone()).await?;
         self.layers_are_there(&content).await?;
         let store = &self.ctx.store;
@@ -207,20 +207,6 @@ impl Node {
         if let Some(inbox) = inbox {
             // An actor that ends just now has nothing to update.
             let _ = inbox.send(Command::Update(Box::new(app.clone()))).await;
-        }
-    }
-
-    fn check_address(&self, spec: &ContainerSpec) -> Result<(), ApiError> {
-        let network = &self.ctx.config.network;
-        match spec.network.ipv4 {
-            Some(ip) if !network.is_assignable(ip) => {
-                let subnet = network.subnet();
-                Err(ApiError::Invalid(format!(
-                    "{}: address {ip} cannot be used here: it has to be a free host address in {subnet}, the network of bridge {}",
-                    spec.name, network.bridge
-                )))
-            }
-            _ => Ok(()),
         }
     }
 
