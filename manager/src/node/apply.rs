@@ -255,6 +255,7 @@ impl Node {
 fn only_policy_differs(old: &AppContent, new: &AppContent) -> bool {
     let mut adjusted = old.spec.clone();
     adjusted.keep = new.spec.keep;
+    adjusted.keep_manual = new.spec.keep_manual;
     adjusted.recovery = new.spec.recovery.clone();
     adjusted.depends_on = new.spec.depends_on.clone();
     let same_kind = std::mem::discriminant(&old.spec.state) == std::mem::discriminant(&new.spec.state);

@@ -170,7 +170,7 @@ pub fn spawn(
     let shipping = Shipping::start(Arc::clone(&ctx), name.clone(), place.clone(), owner.epoch);
     let log = shipping.view();
     let actor = Actor {
-        uploads: Uploads::start(setting(&ctx, &name, &place), &owner, content.spec.keep),
+        uploads: Uploads::start(setting(&ctx, &name, &place), &owner, (&content.spec).into()),
         shipping,
         agent_digest: ctx.agent.digest(),
         backoff: Backoff::default(),

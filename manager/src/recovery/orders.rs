@@ -162,7 +162,7 @@ impl Actor {
             let _ = self.clear(Extent::Running).await;
             // Its operator may restore it instead: it is not to run without snapshots and log.
             let setting = setting(&self.ctx, &self.name, &self.place);
-            self.uploads = Uploads::start(setting, &self.owner, self.app.spec.keep);
+            self.uploads = Uploads::start(setting, &self.owner, (&self.app.spec).into());
             let (ctx, name, place) = (Arc::clone(&self.ctx), self.name.clone(), self.place.clone());
             self.shipping = Shipping::start(ctx, name, place, self.owner.epoch);
             self.fail("it was to be removed, but the store did not take it; `rm` it again".into());

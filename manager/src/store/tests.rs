@@ -410,6 +410,7 @@ fn content(name: &str) -> apps::AppContent {
             rlimits: vec![],
             state: StateKind::Stateful { sensitivity: Duration::from_secs(5) },
             keep: 2,
+            keep_manual: 3,
             recovery: RecoveryPolicy::stateful_default(),
             annotations: Default::default(),
         },
