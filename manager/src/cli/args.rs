@@ -35,7 +35,7 @@ pub enum Command {
     Checkpoint(Name),
     /// List a container's committed snapshots, newest first.
     Snapshots(Listing),
-    /// Put a container back to a snapshot: what it did since is lost.
+    /// Put a container back to a snapshot; what it was before is kept as another one.
     Restore(Restore),
     /// Move a container to another node without losing anything.
     Move(Move),
@@ -108,6 +108,9 @@ pub struct Restore {
     /// lost. Refused while anything answers at the container's address.
     #[arg(long)]
     pub force: bool,
+    /// Do not checkpoint a container that works before it is put back: what it did since the snapshot is lost.
+    #[arg(long)]
+    pub discard: bool,
 }
 
 #[derive(Debug, Args)]

@@ -42,8 +42,8 @@ pub async fn execute(cli: Cli) -> Result<(), CliError> {
         }
         Command::Snapshots(args) => snapshots(socket, args).await,
         Command::Restore(args) => {
-            let request =
-                RestoreRequest { name: args.name, snapshot: args.snapshot.unwrap_or_default(), force: args.force };
+            let args::Restore { name, snapshot, force, discard } = args;
+            let request = RestoreRequest { name, snapshot: snapshot.unwrap_or_default(), force, discard };
             let stream = client::connect(socket).await?.restore(request).await?;
             finish(progress::follow(stream.into_inner()).await?)
         }

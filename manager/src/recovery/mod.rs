@@ -24,6 +24,7 @@
 mod actor;
 mod adopt;
 mod checkpoint;
+mod commit_wait;
 mod committer;
 mod ending;
 mod handover;
@@ -33,6 +34,7 @@ mod leave;
 mod live;
 mod moving;
 mod order;
+mod order_restore;
 mod orders;
 mod packer;
 mod place;
