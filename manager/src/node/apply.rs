@@ -11,7 +11,7 @@ use crate::{
     image,
     ownership::{self, Claim, Claimant},
     recovery::{Begin, Command, Order, Phase, ProgressSender},
-    spec::{Condition, ContainerName, ContainerSpec, Dependency, Epoch, ImageRecord, NodeName},
+    spec::{Condition, ContainerName, ContainerSpec, Dependency, Epoch, ImageRecord, NodeName, StateKind},
     store::{
         StoreError,
         apps::{self, App, AppContent, PutApp},
@@ -40,7 +40,15 @@ impl Node {
         let name = spec.name.clone();
         let newest = apps::newest(&self.ctx.store, &name).await.map_err(unavailable)?;
         if newest.and_then(|app| app.content) == Some(AppContent { spec, image }) {
-            return Ok(json!({"message": format!("{name} is unchanged"), "changed": false}));
+            let status = crate::api::gather_status(self, false).await;
+            let there = status.containers.into_iter().find(|container| container.name == name.as_str());
+            return match there.filter(|container| container.phase == Phase::Failed.as_str()) {
+                Some(failed) => Err(ApiError::Refused(format!(
+                    "{name} is unchanged, but failed on {owner} ({}): `ha-manager restore {name}` tries again",
+                    failed.notes.join("; ")
+                ))),
+                None => Ok(json!({"message": format!("{name} is unchanged"), "changed": false})),
+            };
         }
         let here = self.name();
         Err(ApiError::Refused(format!(
@@ -66,41 +74,62 @@ impl Node {
         let old = newest.and_then(|app| app.content);
         let content = AppContent { spec, image };
         if let Some(old) = old {
-            let view = self.view(&name);
-            let never_ran = match &view {
-                Some(view) if view.phase == Phase::Failed => self.has_no_snapshot(&name).await?,
-                _ => false,
-            };
-            if let Some(view) = view.filter(|view| !never_ran && matches!(view.phase, Phase::Failed | Phase::Stopped))
-                && !recreate
-            {
-                let why = view.failure.unwrap_or_default();
-                return Err(ApiError::Refused(format!(
-                    "{name} is {}: {why}. `ha-manager restore {name}` puts it back to its last snapshot; apply with --recreate \
-                     begins it anew",
-                    view.phase.as_str()
-                )));
-            }
-            let recreate = recreate || never_ran;
-            if old == content && self.has(&name) && !recreate {
-                return Ok(json!({"message": format!("{name} is unchanged"), "changed": false}));
-            }
-            if self.has(&name) && !never_ran && only_policy_differs(&old, &content) {
-                let app = self.register(generation, content).await?;
-                self.tell(&app).await;
-                return Ok(json!({"message": format!("{name} updated; it goes on running"), "changed": true}));
-            }
-            if !recreate && self.has(&name) {
-                let what = format!(
-                    "{name} runs already and this change needs a new container, which loses its state: apply with --recreate, \
-                     or remove it first with `ha-manager rm {name}`"
-                );
-                return Err(ApiError::Refused(what));
+            let same = old == content || only_policy_differs(&old, &content);
+            let down = self.view(&name).filter(|view| matches!(view.phase, Phase::Failed | Phase::Stopped));
+            let failed = down.as_ref().is_some_and(|view| view.phase == Phase::Failed);
+            // What has no snapshots begins anew from its image in any case; as it was described, with its volumes as they are.
+            let stateless = matches!(old.spec.state, StateKind::Stateless);
+            let never_ran = failed && !(stateless && same) && self.has_no_snapshot(&name).await?;
+            let replace = never_ran || recreate && (down.is_some() || !same);
+            if !replace && self.has(&name) {
+                if !same && down.is_none() {
+                    let what = format!(
+                        "{name} runs already and this change needs a new container, which loses its state: apply with --recreate, \
+                         or remove it first with `ha-manager rm {name}`"
+                    );
+                    return Err(ApiError::Refused(what));
+                }
+                if let Some(view) = down.as_ref().filter(|_| !(failed && same)) {
+                    let (phase, why) = (view.phase.as_str(), view.failure.clone().unwrap_or_default());
+                    return Err(ApiError::Refused(format!(
+                        "{name} is {phase}: {why}. `ha-manager restore {name}` puts it back to its last snapshot; apply with \
+                         --recreate begins it anew"
+                    )));
+                }
+                let changed = old != content;
+                if changed {
+                    let app = self.register(generation, content).await?;
+                    self.tell(&app).await;
+                }
+                return match (down, changed) {
+                    (Some(failed), _) => self.try_again(&name, failed.failure.unwrap_or_default(), progress).await,
+                    (None, true) => {
+                        Ok(json!({"message": format!("{name} updated; it goes on running"), "changed": true}))
+                    }
+                    (None, false) => Ok(json!({"message": format!("{name} is unchanged"), "changed": false})),
+                };
             }
             self.order(&name, Order::Remove, progress.clone()).await?;
         }
         let newest = apps::newest(&self.ctx.store, &name).await.map_err(unavailable)?;
         self.create(newest.map_or(0, |app| app.generation), content, progress).await
+    }
+
+    /// A failed container whose description is what it was: brought up as by `restore`.
+    async fn try_again(&self, name: &ContainerName, why: String, progress: ProgressSender) -> Result<Value, ApiError> {
+        progress.step(format!("{name} had failed: {why}"));
+        let order = Order::Restore { snapshot: None, discard: false };
+        match self.order(name, order, progress).await {
+            Ok(mut done) => {
+                done["changed"] = json!(true);
+                Ok(done)
+            }
+            Err(ApiError::NotFound(none)) => Err(ApiError::Refused(format!(
+                "{name} is failed: {why}; and {none}. `ha-manager restore {name} --snapshot ID` goes back to one of them all the \
+                 same; apply with --recreate begins it anew"
+            ))),
+            Err(error) => Err(error),
+        }
     }
 
     async fn create(
