@@ -177,7 +177,7 @@ pub fn spawn(
     let shipping = Shipping::start(Arc::clone(&ctx), name.clone(), place.clone(), owner.epoch);
     let log = shipping.view();
     let actor = Actor {
-        uploads: Uploads::start(setting(&ctx, &name, &place), &owner, content.spec.keep),
+        uploads: Uploads::start(setting(&ctx, &name, &place), &owner, (&content.spec).into()),
         shipping,
         agent_digest: ctx.agent.digest(),
         resting: None,
@@ -248,7 +248,7 @@ impl Actor {
             }
             Begin::Handed { snapshot, reply } => self.handed(snapshot, reply).await,
             Begin::Claimed { snapshot, progress, reply } => {
-                let flow = self.order_restore(snapshot, progress, reply).await;
+                let flow = self.order_restore(snapshot, false, progress, reply).await;
                 if flow.is_continue() && self.view.get().phase == Phase::Starting {
                     // Claimed, and not even begun: from here on it is this node's like any other.
                     return self.recover(Scope::Node, "its operator claimed it".into()).await;
@@ -332,7 +332,7 @@ impl Actor {
         match command {
             Command::Order { order, progress, reply } => match order {
                 Order::Checkpoint => self.order_checkpoint(progress, reply).await,
-                Order::Restore { snapshot } => self.order_restore(snapshot, progress, reply).await,
+                Order::Restore { snapshot, discard } => self.order_restore(snapshot, discard, progress, reply).await,
                 Order::Move { to } => self.order_move(to, progress, reply).await,
                 Order::Remove => self.order_remove(progress, reply).await,
             },

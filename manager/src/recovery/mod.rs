@@ -25,6 +25,7 @@
 mod actor;
 mod adopt;
 mod checkpoint;
+mod commit_wait;
 mod committer;
 mod ending;
 mod handed;
@@ -35,6 +36,7 @@ mod leave;
 mod live;
 mod moving;
 mod order;
+mod order_restore;
 mod orders;
 mod packer;
 mod place;

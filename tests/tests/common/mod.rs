@@ -129,6 +129,19 @@ pub fn events_since(cluster: &Cluster, kind: &str, since: SystemTime) -> Vec<Eve
     cluster.of_kind(kind).into_iter().filter(|event| event.at >= since).collect()
 }
 
+const IMAGES: &str = "/run/ha-manager/images";
+
+/// On a node there is no room for the images of a dump or a restore.
+pub fn fill(cluster: &Cluster, member: usize) {
+    let node = &cluster.members[member].node;
+    node.exec(&format!("mkdir -p {IMAGES}")).unwrap();
+    node.exec(&format!("mount -t tmpfs -o size=128k full {IMAGES}")).unwrap();
+}
+
+pub fn make_room(cluster: &Cluster, member: usize) {
+    cluster.members[member].node.exec(&format!("umount -l {IMAGES}")).unwrap();
+}
+
 /// How an object of a snapshot is spoilt.
 #[derive(Debug, Clone, Copy)]
 pub enum Damage {
@@ -136,6 +149,18 @@ pub enum Damage {
     Flipped,
     /// The last half is missing.
     Truncated,
+}
+
+/// The counter's committed snapshots as `snapshots --json` lists them, newest first.
+pub fn snapshots(cluster: &Cluster) -> Vec<serde_json::Value> {
+    let on = cluster.members.iter().find(|member| member.node.is_on()).expect("every node is off");
+    on.json(&["snapshots", "counter"]).unwrap().as_array().unwrap().clone()
+}
+
+/// The ids of those of one kind, newest first.
+pub fn ids_of(cluster: &Cluster, kind: &str) -> Vec<String> {
+    let of_kind = snapshots(cluster).into_iter().filter(|snapshot| snapshot["kind"] == kind);
+    of_kind.filter_map(|snapshot| snapshot["id"].as_str().map(str::to_owned)).collect()
 }
 
 /// Spoils the largest object of the counter's newest snapshot.
