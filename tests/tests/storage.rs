@@ -10,8 +10,8 @@ use std::{
 };
 
 use common::{
-    Before, PATIENCE, cannot_run, checkpoint, count, epochs, events_since, files, kill_counter, run_of, scene, state,
-    wait_until_serving,
+    Before, PATIENCE, cannot_run, checkpoint, count, epochs, events_since, files, kill_counter, operator::phase,
+    run_of, scene, state, wait_until_serving,
 };
 use ha_lab::{
     cluster::{Cluster, Event},
@@ -349,6 +349,7 @@ fn a_container_whose_snapshots_cannot_be_read_is_not_begun_anew() {
     let since = SystemTime::now();
     kill_counter(&cluster, 0);
     cluster.wait_for_event("recovery.exhausted", since, 1, PATIENCE).unwrap();
+    cluster.wait("it to be failed", PATIENCE, |cluster| phase(cluster, 0, "counter") == "failed").unwrap();
     let compose = Workload::Counter.compose(common::NEVER).unwrap();
     let refused = cluster.members[0].apply(&compose).unwrap_err().to_string();
     assert!(refused.contains("--recreate"), "{refused}");
