@@ -99,6 +99,36 @@ fn a_finished_container_stays_so_over_its_nodes_restart_and_goes_on_from_its_sta
 }
 
 #[test]
+fn an_order_that_the_store_breaks_off_leaves_the_container_at_rest_and_whole() {
+    let name = "an_order_that_the_store_breaks_off_leaves_the_container_at_rest_and_whole";
+    let Some(watched) = Watched::start(name, 1, &Described::stateful(&[COUNTER]).restart("on-failure")) else {
+        return;
+    };
+    let saved = count(&watched.cluster, 10);
+    checkpoint(&watched.cluster);
+    exit(&watched.cluster, 0);
+    wait_until_told(&watched, 1);
+    let owners = watched.cluster.lab.store().join("owners/counter");
+    let first = files(&owners).into_iter().find(|name| name.ends_with(".base")).unwrap();
+    // Where the base of the next epoch is to be written: its claim succeeds, what follows fails.
+    let in_the_way = owners.join(first.replace("1.base", "2.base"));
+    std::fs::create_dir(&in_the_way).unwrap();
+    watched.cluster.members[0].cli(&["restore", "counter"]).unwrap_err();
+    assert_eq!(epochs(&watched.cluster), [1, 2]);
+    // It rests under the new epoch, too, and the looks at the store find no other owner.
+    wait_until_told(&watched, 2);
+    stays_at_rest(&watched, "stopped");
+    assert_eq!(watched.events("ownership.deposed"), []);
+    let record = watched.cluster.members[0].node.disk().join("state/containers/counter/local.json");
+    assert!(record.exists(), "what the node remembers of it is gone");
+    std::fs::remove_dir(&in_the_way).unwrap();
+    ok(&watched.cluster.members[0], &["restore", "counter"]);
+    assert_eq!(state(&watched.cluster).0, saved);
+    assert_eq!(epochs(&watched.cluster), [1, 2, 3]);
+    watched.finish();
+}
+
+#[test]
 fn a_container_that_was_given_up_stays_so_on_the_node_that_takes_it_over() {
     let name = "a_container_that_was_given_up_stays_so_on_the_node_that_takes_it_over";
     // No such address is here: it says so and ends.

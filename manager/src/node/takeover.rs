@@ -161,12 +161,19 @@ impl Node {
             None
         });
         let identity = self.identity(&content).await.map_err(|error| text(&error))?;
-        // The claim may have been the last thing that was done. Where all is settled this changes nothing.
-        let taken = ownership::take_over(&self.ctx.store, &content.spec.name, &owner).await;
-        let rest = taken.map_err(|error| text(&error))?.rest;
-        let begin = match (record.filter(|record| record.owner == owner), rest) {
+        let record = record.filter(|record| record.owner == owner);
+        let left = record.as_ref().is_some_and(|record| record.phase != LocalPhase::Launching);
+        let (store, name) = (&self.ctx.store, &content.spec.name);
+        let rest = if left {
+            // Begun or at rest under this epoch: nothing is to be settled, and a damaged old base does not matter.
+            ownership::at_rest(store, name, owner.epoch).await.map_err(|error| text(&error))?
+        } else {
+            // The claim may have been the last thing that was done. Where all is settled this changes nothing.
+            ownership::take_over(store, name, &owner).await.map_err(|error| text(&error))?.rest
+        };
+        let begin = match (record, rest) {
             (_, Some(rest)) => Begin::AtRest(Box::new(rest)),
-            (Some(record), None) if record.phase != LocalPhase::Launching => Begin::Adopt(Box::new(record)),
+            (Some(record), None) if left => Begin::Adopt(Box::new(record)),
             (record, None) => {
                 let next_seq = record.map_or(1, |record| record.next_seq);
                 Begin::TakeOver { scope: Scope::Container, why: why.to_owned(), next_seq }

@@ -306,16 +306,21 @@ async fn history_of(store: &Store, container: &ContainerName, epochs: &Epochs) -
     Ok(history)
 }
 
-/// How many times the container was claimed since `since`, by the claimants' clocks. Looks at the last 32 claims only.
-pub async fn claims_since(
+/// How many times another node than the owner before claimed the container since `since`, by the claimants' clocks. What a node claims
+/// after itself, for an order, is no such; nor is the first claim of all or after a removal. Looks at the last 32 claims only.
+pub async fn moves_since(
     store: &Store,
     container: &ContainerName,
     since: DateTime<Utc>,
 ) -> Result<u32, OwnershipError> {
     let mut count = 0;
-    for epoch in epochs(store, container).await?.into_keys().rev().take(32) {
-        let claim = owner(store, container, epoch).await?;
-        count += u32::from(claim.at >= since && !claim.released);
+    let mut later: Option<Owner> = None;
+    for epoch in epochs(store, container).await?.into_keys().rev().take(33) {
+        let before = owner(store, container, epoch).await?;
+        let moved =
+            |later: &Owner| later.at >= since && later.node != before.node && !later.released && !before.released;
+        count += u32::from(later.as_ref().is_some_and(moved));
+        later = Some(before);
     }
     Ok(count)
 }

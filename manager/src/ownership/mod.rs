@@ -23,8 +23,8 @@ mod rest;
 mod tests;
 
 pub use claim::{
-    Claim, Claimant, Owner, OwnershipError, Taken, all, check_epoch, claim, claims_since, committed, current,
-    ensure_current, history, release, take_base, take_over,
+    Claim, Claimant, Owner, OwnershipError, Taken, all, check_epoch, claim, committed, current, ensure_current,
+    history, moves_since, release, take_base, take_over,
 };
 pub use history::History;
 pub use rest::{Outcome, Rest, at_rest, rest};

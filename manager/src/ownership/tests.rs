@@ -188,6 +188,22 @@ async fn won(store: &Store, expected: u64, name: &str) -> Owner {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_node_claims_after_itself_is_no_move_nor_is_a_new_beginning() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(&dir).await;
+    let long_ago = chrono::Utc::now() - chrono::Duration::hours(1);
+    for (before, node, moves) in [(0, "n1", 0), (1, "n1", 0), (2, "n2", 1), (3, "n2", 1), (4, "n1", 2)] {
+        won(&store, before, node).await;
+        assert_eq!(moves_since(&store, &container(), long_ago).await.unwrap(), moves, "epoch {}", before + 1);
+    }
+    release(&store, &container(), Epoch(5), &claimant("n3")).await.unwrap();
+    won(&store, 6, "n2").await;
+    assert_eq!(moves_since(&store, &container(), long_ago).await.unwrap(), 2);
+    let soon = chrono::Utc::now() + chrono::Duration::hours(1);
+    assert_eq!(moves_since(&store, &container(), soon).await.unwrap(), 0);
+}
+
 fn ended(since: &Owner) -> Rest {
     Rest {
         outcome: Outcome::Finished,

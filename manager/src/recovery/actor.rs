@@ -368,9 +368,10 @@ impl Actor {
         }
     }
 
-    /// False for old news: after a move that failed this node owns the container again, under a later epoch than the peer's.
+    /// False for old news: after a move that failed this node owns the container again, under a later epoch than the peer's. And
+    /// for a claim of this node's own, whose answer was lost.
     pub(super) fn is_deposed_by(&self, by: &Owner) -> bool {
-        by.epoch > self.owner.epoch
+        by.epoch > self.owner.epoch && (by.released || by.node != self.ctx.config.node)
     }
 
     /// Another node owns the container: this copy must not go on.

@@ -6,7 +6,6 @@ use super::{
     actor::{Actor, Down, State},
     handover::NotOffered,
     teardown::Extent,
-    view::Phase,
 };
 use crate::policy::{self, Attempt, Scope};
 
@@ -21,7 +20,7 @@ impl Actor {
         let down = match &self.state {
             State::Up(_) => false,
             State::Down(Down::Waiting { .. }) => self.pass_on().await.is_continue(),
-            State::Down(Down::Resting) => !matches!(self.view.get().phase, Phase::Stopped | Phase::Failed),
+            State::Down(Down::Resting) => self.resting.is_none(),
         };
         if down {
             // A link without a container behind it would still answer for its address, and no peer would take it over.

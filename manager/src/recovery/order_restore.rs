@@ -45,7 +45,13 @@ impl Actor {
     ) -> ControlFlow<()> {
         // The snapshot that is chosen must not be pruned before it is fetched. Chosen first: the newest is soon another one.
         self.uploads.hold().await;
-        self.bring_in_drafts().await;
+        if !self.bring_in_drafts().await && snapshot.is_none() && !discard {
+            let text = format!(
+                "the newest state of {} still waits on this node for the store; try again, or name a snapshot, or --discard it",
+                self.name
+            );
+            return self.not_restored(Unkept::Refused(ApiError::Unavailable(text)), reply).await;
+        }
         let chosen = match self.chosen(snapshot).await {
             Ok(from) if discard => Ok((from, None)),
             Ok(from) => self.secure(&progress).await.map(|present| (from, present)).map_err(Unkept::Stopped),

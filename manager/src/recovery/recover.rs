@@ -154,12 +154,15 @@ impl Actor {
                 Climbed::Unfit { snapshot, cause } => return self.unfit(scope, why, snapshot, cause).await,
                 Climbed::Again => {}
                 Climbed::Waits(cause) => return self.wait(scope, why, cause),
-                Climbed::Exhausted => break,
+                Climbed::Exhausted => {
+                    let text = format!("nothing more to try: {}", climb.last);
+                    self.event("recovery.exhausted", &text, json!({"cause": climb.last}));
+                    return self.give_up(text).await;
+                }
             }
         }
-        let text = format!("nothing more to try: {}", climb.last);
-        self.event("recovery.exhausted", &text, json!({"cause": climb.last}));
-        self.give_up(text).await
+        // Snapshots go faster than one is fetched: there are some, and nothing is wrong with them.
+        self.wait(scope, why, climb.last)
     }
 
     /// One plan, and its attempts one after the other.
@@ -296,12 +299,10 @@ impl Actor {
         }
     }
 
-    /// Changes of owner within the restart window. By the claimants' clocks: it bounds effort, it decides nothing else.
+    /// Changes of node within the restart window. By the claimants' clocks: it bounds effort, it decides nothing else.
     async fn recent_failovers(&self) -> u32 {
         let window = chrono::Duration::from_std(RESTART_WINDOW).unwrap_or_default();
-        let recent = ownership::claims_since(&self.ctx.store, &self.name, chrono::Utc::now() - window).await;
-        // The first epoch is no failover.
-        recent.map_or(0, |count| count.saturating_sub(1))
+        ownership::moves_since(&self.ctx.store, &self.name, chrono::Utc::now() - window).await.unwrap_or(0)
     }
 
     /// What may be restored, newest first.

@@ -33,6 +33,10 @@ pub(super) struct Resting {
     pub rest: Rest,
     /// When the store is told; `None`: it knows.
     pub tell_at: Option<Instant>,
+    /// It does not let itself be told, and that was said.
+    refused: bool,
+    /// Who claims the next epoch when an order begins it; the same again, for the answer to a claim may be lost.
+    claimant: Claimant,
 }
 
 /// Why a container at rest is not begun.
@@ -80,12 +84,11 @@ impl Actor {
     }
 
     async fn come_to_rest(&mut self, rest: Rest) -> ControlFlow<()> {
-        self.remember(rest.clone());
+        self.settle_down(rest.clone());
         let (ctx, name, owner) = (Arc::clone(&self.ctx), self.name.clone(), self.owner.clone());
         // At once: whoever takes over before the store knows begins it again. What cannot be cleared away is reported; the files
         // stay for the operator to look at.
         let (told, _) = tokio::join!(ownership::rest(&ctx.store, &name, &owner, &rest), self.clear(Extent::Running));
-        self.settle_down(rest);
         self.told(told).await
     }
 
@@ -102,14 +105,11 @@ impl Actor {
 
     /// An earlier manager of this node left it at rest. Whether the store knows it is not known here.
     pub(super) async fn still_at_rest(&mut self, rest: Option<Rest>) -> ControlFlow<()> {
+        // One that was killed may have left anything.
+        let _ = self.clear(Extent::Running).await;
         let unsaid = || self.rest(Outcome::Finished, "it had ended before the manager was started".into());
         self.settle_down(rest.unwrap_or_else(unsaid));
         self.tell_rest().await
-    }
-
-    fn remember(&mut self, rest: Rest) {
-        self.resting = Some(Resting { rest, tell_at: None });
-        self.save(LocalPhase::Stopped);
     }
 
     fn settle_down(&mut self, rest: Rest) {
@@ -119,7 +119,9 @@ impl Actor {
         };
         self.state = State::Down(Down::Resting);
         self.view.update(|view| (view.phase, view.pid, view.failure) = (phase, 0, Some(rest.why.clone())));
-        self.remember(rest);
+        let claimant = Claimant::new(self.ctx.config.node.clone());
+        self.resting = Some(Resting { rest, tell_at: None, refused: false, claimant });
+        self.save(LocalPhase::Stopped);
     }
 
     /// When the store is to be told that the container rests; `None`: it knows, or there is nothing to tell.
@@ -135,49 +137,62 @@ impl Actor {
     }
 
     async fn told(&mut self, told: Result<(), OwnershipError>) -> ControlFlow<()> {
-        match told {
-            Ok(()) => {}
-            Err(OwnershipError::Deposed { by, .. }) => return self.deposed(&by).await,
-            Err(error) if error.is_retryable() => {
-                let again = Instant::now() + TELL_AGAIN;
-                self.resting.iter_mut().for_each(|resting| resting.tell_at = Some(again));
-            }
-            Err(error) => {
+        let Err(error) = told else { return ControlFlow::Continue(()) };
+        let mut again = Some(Instant::now() + TELL_AGAIN);
+        let mut refused = false;
+        match &error {
+            OwnershipError::Deposed { by, .. } if self.is_deposed_by(by) => return self.deposed(by).await,
+            // Claimed by an order whose answer was lost: it rests under that epoch.
+            OwnershipError::Deposed { by, .. } => self.rest_under((**by).clone()),
+            OwnershipError::Foreign { .. } => (again, refused) = (None, true),
+            OwnershipError::Store { source, .. } => refused = !source.is_retryable(),
+        }
+        if let Some(resting) = &mut self.resting {
+            resting.tell_at = again;
+            if refused && !std::mem::replace(&mut resting.refused, true) {
                 tracing::error!(container = %self.name, error = crate::chain(&error), "the store cannot be told that it is at rest");
             }
         }
         ControlFlow::Continue(())
     }
 
+    /// This node's own next epoch, under which nothing is begun either while it still rests.
+    fn rest_under(&mut self, owner: Owner) {
+        self.own(owner);
+        self.save(LocalPhase::Stopped);
+    }
+
     /// Before an order begins it: from here on it does not rest, whoever owns it next. Under the epoch it rests under nothing is
     /// begun any more, not even where the store was not told yet: what was written to it may still arrive.
     pub(super) async fn awaken(&mut self) -> Result<(), Asleep> {
-        if self.resting.is_none() {
-            return Ok(());
-        }
-        let (store, name) = (&self.ctx.store, &self.name);
-        let claimant = Claimant::new(self.ctx.config.node.clone());
-        let owner = match ownership::claim(store, name, Some(self.owner.epoch), &claimant).await? {
+        let Some(Resting { claimant, .. }) = &self.resting else { return Ok(()) };
+        let (ctx, previous) = (Arc::clone(&self.ctx), self.owner.epoch);
+        let owner = match ownership::claim(&ctx.store, &self.name, Some(previous), claimant).await? {
             Claim::Won(owner) => owner,
             // By an order before, whose answer was lost.
             Claim::Lost(owner) if owner.node == self.ctx.config.node && !owner.released => owner,
             Claim::Lost(by) => return Err(Asleep::Deposed(by)),
         };
-        ownership::take_base(store, name, &owner).await?;
-        let detail = json!({"epoch": owner.epoch, "previous": self.owner.epoch});
+        self.rest_under(owner.clone());
+        // Should the base not be settled below, or its answer be lost, it rests under the new epoch, too, and the next order claims
+        // another.
+        self.resting.iter_mut().for_each(|resting| resting.tell_at = Some(Instant::now()));
+        ownership::take_base(&ctx.store, &self.name, &owner).await?;
+        let detail = json!({"epoch": owner.epoch, "previous": previous});
         self.event("ownership.claimed", "its operator has it begun again", detail);
-        self.own(owner);
         self.resting = None;
         Ok(())
     }
 
     /// What still waits on this node for the store is committed before an order chooses what it begins from: under another epoch
-    /// it would not count.
-    pub(super) async fn bring_in_drafts(&mut self) {
-        if self.resting.is_some() {
-            self.uploads.packed().await;
-            self.uploads.settle(COMMIT_PATIENCE, UPLOAD_PATIENCE).await;
-            self.uploads.flush(DRAFT_PATIENCE).await;
+    /// it would not count. False when some are left.
+    pub(super) async fn bring_in_drafts(&mut self) -> bool {
+        if self.resting.is_none() {
+            return true;
         }
+        self.uploads.packed().await;
+        self.uploads.settle(COMMIT_PATIENCE, UPLOAD_PATIENCE).await;
+        self.uploads.flush(DRAFT_PATIENCE).await;
+        self.uploads.are_in()
     }
 }

@@ -215,6 +215,11 @@ impl Uploads {
         progress.borrow().committed > before.committed
     }
 
+    /// Whether nothing is under way, and no draft waits on this node.
+    pub fn are_in(&self) -> bool {
+        self.shared.pending.borrow().nothing() && !self.progress.borrow().parked
+    }
+
     /// Ends the uploads for good, for a container that is removed: from its return on nothing is put into the store.
     pub async fn stop(&mut self) {
         // Without a sender the worker ends when it is through with what it does.
