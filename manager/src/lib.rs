@@ -11,6 +11,7 @@ pub mod image;
 pub mod membership;
 pub mod network;
 pub mod node;
+pub mod once;
 pub mod ownership;
 pub mod policy;
 pub mod recovery;
@@ -18,6 +19,7 @@ pub mod runtime;
 pub mod snapshot;
 pub mod spec;
 pub mod store;
+pub mod tls;
 
 use std::sync::{Arc, LazyLock};
 

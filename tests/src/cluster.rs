@@ -76,6 +76,9 @@ pub fn agent_program() -> anyhow::Result<PathBuf> {
     Ok(agent)
 }
 
+/// The name of every cluster here.
+pub const CLUSTER: &str = "lab";
+
 /// A node with a manager, or with one that may be started.
 #[derive(Debug)]
 pub struct Member {
@@ -110,6 +113,18 @@ impl Cluster {
     /// # Errors
     /// With the node that did not come up.
     pub fn without_managers(count: u8, extra: &str) -> anyhow::Result<Self> {
+        Self::nodes(count, extra, true)
+    }
+
+    /// As `without_managers`, with nodes that are told to do without certificates.
+    ///
+    /// # Errors
+    /// With the node that did not come up.
+    pub fn insecure(count: u8) -> anyhow::Result<Self> {
+        Self::nodes(count, "tls.insecure = true", false)
+    }
+
+    fn nodes(count: u8, extra: &str, certificates: bool) -> anyhow::Result<Self> {
         let lab = Lab::new()?;
         let mut cluster = Self { members: Vec::new(), lab };
         for number in 1..=count {
@@ -117,10 +132,36 @@ impl Cluster {
             let peers: Vec<String> =
                 (1..=count).filter(|n| *n != number).map(|n| format!("\"10.77.0.{n}:7420\"")).collect();
             let config = node.disk().join("node.toml");
-            fs::write(&config, configuration(&node, &cluster.lab, &peers.join(", "), extra)?)?;
+            let mut text = configuration(&node, &cluster.lab, &peers.join(", "), extra)?;
+            if certificates {
+                let tls = node.disk().join("tls");
+                cluster.issue(node.name(), &tls)?;
+                text = format!("tls.dir = \"{}\"\n{text}", tls.display());
+            }
+            fs::write(&config, text)?;
             cluster.members.push(Member { node, config, manager: None, events: Arc::default() });
         }
         Ok(cluster)
+    }
+
+    /// Where the cluster's authority is, made with the first certificate.
+    pub fn authority(&self) -> PathBuf {
+        self.lab.dir().join("ca")
+    }
+
+    /// Makes a certificate for a node, in the directory `out`.
+    ///
+    /// # Errors
+    /// With what `ha-manager ca` said.
+    pub fn issue(&self, node: &str, out: &Path) -> anyhow::Result<()> {
+        let dir = self.authority();
+        let ca =
+            |args: &[&str]| crate::run(Command::new(manager_program()?).arg("ca").args(args).arg("--dir").arg(&dir));
+        if !dir.exists() {
+            ca(&["init", "--cluster", CLUSTER])?;
+        }
+        ca(&["issue", node, "--out", &out.display().to_string()])?;
+        Ok(())
     }
 
     /// Starts the manager of every node and waits until they see each other.
@@ -234,7 +275,7 @@ fn configuration(node: &Node, lab: &Lab, peers: &str, extra: &str) -> anyhow::Re
         "[network]\nbridge = \"ha0\"\naddress = \"{address}/16\"\npool = \"10.77.1.0/24\"\nuplink = \"{uplink}\"\n"
     );
     Ok(format!(
-        "agent = \"{agent}\"\nnode = \"{name}\"\ncluster = \"lab\"\nlisten = \"0.0.0.0:7420\"\nadvertise = \"{address}:7420\"\n\
+        "agent = \"{agent}\"\nnode = \"{name}\"\ncluster = \"{CLUSTER}\"\nlisten = \"0.0.0.0:7420\"\nadvertise = \"{address}:7420\"\n\
          peers = [{peers}]\nstore = \"file://{store}\"\nstate_dir = \"{disk}/state\"\n{extra}\n\n{network}"
     ))
 }
@@ -386,9 +427,14 @@ impl Member {
         self.node.disk().join("manager.log")
     }
 
+    /// What the manager has logged, over all its starts.
+    pub fn log_text(&self) -> String {
+        fs::read_to_string(self.log()).unwrap_or_default()
+    }
+
     /// The last lines of the manager's log.
     pub fn log_end(&self) -> String {
-        let text = fs::read_to_string(self.log()).unwrap_or_default();
+        let text = self.log_text();
         let lines: Vec<&str> = text.lines().collect();
         let from = lines.len().saturating_sub(30);
         format!("--- the manager's log on {}:\n{}", self.node.name(), lines[from..].join("\n"))

@@ -27,8 +27,8 @@ const BACKLOG: usize = 64;
 pub enum Access {
     /// This node's root, through the control socket: everything.
     Root,
-    /// Whoever reaches the peer port: only calls that peers pass on, and only from peers' addresses. An address is no proof,
-    /// so nothing that brings a new program or a host's directory into a container is taken from here.
+    /// Nodes of this cluster, through the peer port: only what they pass on. What brings a new program or a host's directory
+    /// into a container is said by root on the node itself.
     Peers,
 }
 
@@ -43,13 +43,12 @@ impl ControlService {
         if self.access == Access::Root {
             return Ok(());
         }
-        let refused = || {
-            Status::permission_denied(
-                "the peer port takes orders from this cluster's nodes only; use the control socket",
-            )
-        };
-        let from = request.remote_addr().ok_or_else(refused)?.ip();
-        if self.node.is_peer_address(from).await { Ok(()) } else { Err(refused()) }
+        if self.node.admits(request.extensions().get()).await {
+            return Ok(());
+        }
+        Err(Status::permission_denied(
+            "the peer port takes orders from this cluster's nodes only; use the control socket",
+        ))
     }
 
     /// Sends an order to the container's actor, or the whole request to the node that owns the container.
@@ -65,7 +64,7 @@ impl ControlService {
     {
         let name: ContainerName = name.parse().map_err(ApiError::from)?;
         if let Some(peer) = self.node.owner_elsewhere(&name).await? {
-            let client = forward::connect(&peer).await?;
+            let client = forward::connect(&self.node.ctx.security, &peer).await?;
             let stream = remote(client, request).await?.into_inner();
             return Ok(Response::new(Box::pin(stream)));
         }
@@ -114,7 +113,7 @@ impl Control for ControlService {
             let (spec, image) = node.prepare(spec, request.base_dir.into(), &progress).await?;
             match owner {
                 None => node.apply(spec, image, request.recreate, progress).await,
-                // What may be bound into containers is said by root on their node, not by whoever reaches its peer port.
+                // What may be bound into containers is said by root on their node, not by another node.
                 Some(peer) => node.compare(spec, image, &peer.name).await,
             }
         }))

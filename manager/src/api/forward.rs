@@ -11,19 +11,13 @@ use tokio::{
     sync::{broadcast::error::RecvError, mpsc},
     task::JoinSet,
 };
-use tonic::{
-    Status,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Status, transport::Channel};
 
 use super::ApiError;
-use crate::{membership::PeerView, node::Node, spec::NodeName};
+use crate::{membership::PeerView, node::Node, spec::NodeName, tls::Security};
 
 pub type Client = ControlClient<Channel>;
 
-const CONNECT: Duration = Duration::from_secs(2);
-/// A peer that does not answer a ping for this long is gone, and with it every stream from it.
-const ALIVE: Duration = Duration::from_secs(2);
 /// A peer's past events are waited for this long before what the others know is shown without them.
 const PAST: Duration = Duration::from_secs(2);
 /// How often a follower looks for peers that have come.
@@ -31,13 +25,11 @@ const SEEK_EVERY: Duration = Duration::from_millis(300);
 /// A node's events that a follower remembers: more than a node keeps.
 const SHOWN: usize = 8192;
 
-pub async fn connect(peer: &PeerView) -> Result<Client, ApiError> {
-    let away =
-        |why: String| ApiError::Unavailable(format!("node {} at {} cannot be reached: {why}", peer.name, peer.address));
-    let endpoint = Endpoint::from_shared(format!("http://{}", peer.address)).map_err(|err| away(err.to_string()))?;
-    // A node whose power is cut says nothing: without this its followers would wait for it for ever.
-    let endpoint = endpoint.http2_keep_alive_interval(ALIVE).keep_alive_timeout(ALIVE).keep_alive_while_idle(true);
-    let channel = endpoint.connect_timeout(CONNECT).connect().await.map_err(|err| away(crate::chain(&err)))?;
+pub async fn connect(security: &Security, peer: &PeerView) -> Result<Client, ApiError> {
+    let channel = security.connect(&peer.name, &peer.address).await.map_err(|err| {
+        let why = crate::chain(&err);
+        ApiError::Unavailable(format!("node {} at {} cannot be reached: {why}", peer.name, peer.address))
+    })?;
     Ok(ControlClient::new(channel))
 }
 
@@ -48,7 +40,8 @@ pub async fn events(node: Arc<Node>, request: EventsRequest, sender: mpsc::Sende
     let mut shown: HashMap<NodeName, Shown> = HashMap::new();
     if !request.local {
         let peers = node.living_peers();
-        let answers = futures_util::future::join_all(peers.iter().map(|peer| past_of(peer, &request))).await;
+        let answers =
+            futures_util::future::join_all(peers.iter().map(|peer| past_of(&node.ctx.security, peer, &request))).await;
         for (peer, events) in peers.into_iter().zip(answers) {
             shown.insert(peer.name, Shown::new(&events));
             past.extend(events);
@@ -94,10 +87,10 @@ pub async fn events(node: Arc<Node>, request: EventsRequest, sender: mpsc::Sende
 }
 
 /// What a peer has seen up to now; nothing when it does not answer in time.
-async fn past_of(peer: &PeerView, request: &EventsRequest) -> Vec<Event> {
+async fn past_of(security: &Security, peer: &PeerView, request: &EventsRequest) -> Vec<Event> {
     let ask = EventsRequest { follow: false, local: true, ..request.clone() };
     let answer = tokio::time::timeout(PAST, async {
-        let mut stream = connect(peer).await.ok()?.events(ask).await.ok()?.into_inner();
+        let mut stream = connect(security, peer).await.ok()?.events(ask).await.ok()?.into_inner();
         let mut events = Vec::new();
         while let Ok(Some(event)) = stream.message().await {
             events.push(event);
@@ -151,7 +144,7 @@ async fn follow_peers(
             if busy.insert(peer.name.clone()) {
                 let shown = shown.remove(&peer.name).unwrap_or_default();
                 let ask = EventsRequest { local: true, ..request.clone() };
-                followed.spawn(follow_peer(peer, ask, shown, sender.clone()));
+                followed.spawn(follow_peer(node.ctx.security.clone(), peer, ask, shown, sender.clone()));
             }
         }
         tokio::time::sleep(SEEK_EVERY).await;
@@ -166,12 +159,13 @@ async fn follow_peers(
 
 /// As long as the peer answers: what it saw before and is not shown yet, and what it sees.
 async fn follow_peer(
+    security: Security,
     peer: PeerView,
     ask: EventsRequest,
     mut shown: Shown,
     sender: mpsc::Sender<Result<Event, Status>>,
 ) -> (NodeName, Shown) {
-    let stream = async { connect(&peer).await.ok()?.events(ask).await.ok() };
+    let stream = async { connect(&security, &peer).await.ok()?.events(ask).await.ok() };
     if let Some(stream) = stream.await {
         let mut stream = stream.into_inner();
         while let Ok(Some(event)) = stream.message().await {

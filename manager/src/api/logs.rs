@@ -60,7 +60,7 @@ async fn follow(node: &Node, name: &ContainerName, request: LogsRequest, sender:
             Whereabouts::Here | Whereabouts::Absent(..) => shipped(node, name, None, &mut after, sender).await?,
             Whereabouts::Peer(peer) => {
                 let ask = LogsRequest { after: shown(after.as_ref()), local: true, ..request.clone() };
-                match remote(&peer, ask, &mut after, sender).await {
+                match remote(node, &peer, ask, &mut after, sender).await {
                     // It may have ended just now: where the container went is looked up again.
                     Err(_) if request.follow => {}
                     other => other?,
@@ -101,12 +101,13 @@ async fn send(sender: &Sender, data: Vec<u8>, position: &Position) -> Result<(),
 }
 
 async fn remote(
+    node: &Node,
     peer: &crate::membership::PeerView,
     ask: LogsRequest,
     after: &mut Option<Position>,
     sender: &Sender,
 ) -> Result<(), ApiError> {
-    let mut client = forward::connect(peer).await?;
+    let mut client = forward::connect(&node.ctx.security, peer).await?;
     let passed = |status: Status| ApiError::Unavailable(format!("node {}: {}", peer.name, status.message()));
     let mut stream = client.logs(ask).await.map_err(passed)?.into_inner();
     while let Some(chunk) = stream.message().await.map_err(passed)? {

@@ -7,6 +7,7 @@ mod logs;
 mod peer;
 mod serve;
 mod status;
+mod unread;
 
 pub use error::ApiError;
 pub use serve::{Listeners, Servers, bind, serve};

@@ -39,8 +39,7 @@ impl Peer for PeerService {
     }
 
     async fn take_over(&self, request: Request<TakeOverRequest>) -> Result<Response<TakeOverReply>, Status> {
-        let source = request.remote_addr().map(|address| address.ip());
-        if !matches!(source, Some(ip) if self.node.is_peer_address(ip).await) {
+        if !self.node.admits(request.extensions().get()).await {
             return Err(Status::permission_denied("containers are taken over from this cluster's nodes only"));
         }
         let envelope = request.get_ref().envelope.clone();

@@ -18,14 +18,15 @@ use tokio::{
     sync::watch,
     task::JoinHandle,
 };
-use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use super::{
     control::{Access, ControlService},
     peer::PeerService,
+    unread::Unread,
 };
-use crate::{config::NodeConfig, node::Node};
+use crate::{config::NodeConfig, node::Node, tls::Limits};
 
 const PING_EVERY: Duration = Duration::from_secs(10);
 const PING_PATIENCE: Duration = Duration::from_secs(5);
@@ -91,18 +92,20 @@ pub fn serve(node: Arc<Node>, Listeners { tcp, unix, socket }: Listeners) -> Ser
     };
     let peers = PeerServer::new(PeerService::new(Arc::clone(&node))).max_decoding_message_size(peer::MAX_MESSAGE);
     let local = Server::builder().add_service(control(Access::Root));
-    let remote = remote(PING_EVERY, PING_PATIENCE).add_service(peers).add_service(control(Access::Peers));
+    let unread = Unread(node.ctx.membership.service());
+    let mut remote = remote(PING_EVERY, PING_PATIENCE).layer(unread);
+    let remote = remote.add_service(peers).add_service(control(Access::Peers));
+    let incoming = node.ctx.security.incoming(tcp, Limits::default());
     let tasks = vec![
         tokio::spawn(local.serve_with_incoming_shutdown(UnixListenerStream::new(unix), wait(stopped.clone()))),
-        tokio::spawn(remote.serve_with_incoming_shutdown(TcpListenerStream::new(tcp), wait(stopped))),
+        tokio::spawn(remote.serve_with_incoming_shutdown(incoming, wait(stopped))),
     ];
     Servers { stop, tasks, socket }
 }
 
 /// A peer that has lost its power says nothing any more: without pings its connections would stay for good.
 fn remote(ping_every: Duration, patience: Duration) -> Server {
-    let server = Server::builder().tcp_nodelay(true);
-    server.http2_keepalive_interval(Some(ping_every)).http2_keepalive_timeout(Some(patience))
+    Server::builder().http2_keepalive_interval(Some(ping_every)).http2_keepalive_timeout(Some(patience))
 }
 
 /// Root only. A socket that is left from before is replaced: the lock on the state directory says that nobody listens there.
@@ -124,6 +127,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::tls::Security;
 
     #[tokio::test]
     async fn a_client_that_says_nothing_any_more_is_hung_up_on() {
@@ -131,7 +135,8 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let every = Duration::from_millis(200);
         let server = remote(every, every).add_routes(tonic::service::Routes::default());
-        let serving = tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        let serving =
+            tokio::spawn(server.serve_with_incoming(Security::insecure().incoming(listener, Limits::default())));
         let mut client = TcpStream::connect(address).await.unwrap();
         // A connection is opened, with no settings of its own; then the power goes: no ping is answered.
         client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();

@@ -37,7 +37,7 @@ pub async fn gather(node: &Node, local: bool) -> StatusReply {
         return reply;
     }
     // All at once: one that does not answer must not keep the others' answers back.
-    let asked = node.ctx.membership.peers().into_iter().map(ask);
+    let asked = node.ctx.membership.peers().into_iter().map(|peer| ask(node, peer));
     for (status, containers) in futures_util::future::join_all(asked).await {
         reply.nodes.push(status);
         reply.containers.extend(containers);
@@ -48,7 +48,7 @@ pub async fn gather(node: &Node, local: bool) -> StatusReply {
 }
 
 /// What a peer says of itself and its containers. One that is not held for alive is not asked: its liveness says enough.
-async fn ask(peer: PeerView) -> (NodeStatus, Vec<ContainerStatus>) {
+async fn ask(node: &Node, peer: PeerView) -> (NodeStatus, Vec<ContainerStatus>) {
     let mut status = NodeStatus {
         name: peer.name.to_string(),
         address: peer.address.clone(),
@@ -59,7 +59,7 @@ async fn ask(peer: PeerView) -> (NodeStatus, Vec<ContainerStatus>) {
         return (status, Vec::new());
     }
     let answer = async {
-        let mut client = forward::connect(&peer).await?;
+        let mut client = forward::connect(&node.ctx.security, &peer).await?;
         let answer = client.status(StatusRequest { local: true }).await;
         answer.map_err(|status| ApiError::Failed(status.message().into()))
     };

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::spec::NodeName;
+
 /// Keeps containers going: checkpoints their memory, and restores it here or on another node, under the same address.
 #[derive(Debug, Parser)]
 #[command(name = "ha-manager", version, propagate_version = true, max_term_width = 100, after_help = EXIT_CODES)]
@@ -47,6 +49,9 @@ pub enum Command {
     Rm(Rm),
     /// Say what this node can and cannot do, each with the remedy.
     Doctor(Doctor),
+    /// Make the certificates by which nodes know each other.
+    #[command(subcommand)]
+    Ca(Ca),
     /// Print the completions for a shell.
     Completions { shell: clap_complete::Shell },
     /// Print the manual page, of the program or of one of its commands.
@@ -152,6 +157,50 @@ pub struct Doctor {
     #[arg(long)]
     pub json: bool,
 }
+
+#[derive(Debug, Subcommand)]
+pub enum Ca {
+    /// Make the cluster's authority: a key that signs nodes' certificates.
+    Init(CaInit),
+    /// Make a node's key and certificate, signed by the authority.
+    Issue(CaIssue),
+}
+
+#[derive(Debug, Args)]
+pub struct CaInit {
+    /// The cluster's name, as `cluster` in the configuration.
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    pub cluster: NodeName,
+    /// Where the authority is to be.
+    #[arg(long, value_name = "DIR", default_value = CA_DIR)]
+    pub dir: PathBuf,
+    /// How long it is valid; certificates of nodes end with it at the latest.
+    #[arg(long, default_value_t = 3650, value_parser = clap::value_parser!(u32).range(1..=36500))]
+    pub days: u32,
+    /// Replace an authority that is there: every node then needs a new certificate.
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct CaIssue {
+    /// The node's name, as `node` in its configuration.
+    pub node: NodeName,
+    /// Where the authority is.
+    #[arg(long, value_name = "DIR", default_value = CA_DIR)]
+    pub dir: PathBuf,
+    /// Where the three files go; a directory named after the node beside the authority when not given.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// How long it is valid.
+    #[arg(long, default_value_t = 730, value_parser = clap::value_parser!(u32).range(1..=36500))]
+    pub days: u32,
+    /// Replace files that are there.
+    #[arg(long)]
+    pub force: bool,
+}
+
+const CA_DIR: &str = "/etc/ha-manager/ca";
 
 #[cfg(test)]
 mod tests {

@@ -1,6 +1,7 @@
 //! The command line: what a person types, sent to the manager over its control socket.
 
 mod args;
+mod ca;
 mod client;
 mod progress;
 mod variables;
@@ -63,6 +64,7 @@ pub async fn execute(cli: Cli) -> Result<(), CliError> {
             Ok(())
         }
         Command::Doctor(args) => examine(args).await,
+        Command::Ca(command) => ca::run(command),
         Command::Completions { shell } => {
             // Into memory first: the generator takes a closed pipe for impossible.
             let mut text = Vec::new();

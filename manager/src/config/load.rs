@@ -9,11 +9,11 @@ use std::{
 };
 
 use super::{
-    CheckpointConfig, Cidr, ConfigError, LogsConfig, MembershipConfig, NetworkConfig, NodeConfig,
+    CheckpointConfig, Cidr, ConfigError, LogsConfig, MembershipConfig, NetworkConfig, NodeConfig, TlsConfig,
     read::Reader,
     values::{
-        absolute, duration, host_port, ipv4, link_name, list_of_text, listen, parsed, pool, program, size, store_url,
-        text, whole_number,
+        absolute, boolean, duration, host_port, ipv4, link_name, list_of_text, listen, parsed, pool, program, size,
+        store_url, text, whole_number,
     },
 };
 use crate::spec::NodeName;
@@ -87,6 +87,7 @@ fn read(r: &mut Reader<'_>, default_agent: PathBuf) -> Option<NodeConfig> {
         parsed::<NodeName>(value).map(String::from).map_err(|error| error.replace("node name", "cluster name"))
     });
     let run_dir = r.take("", "run_dir", absolute).unwrap_or_else(|| "/run/ha-manager".into());
+    let tls = tls(r);
     let network = network(r);
     let membership = membership(r);
     let checkpoint = checkpoint(r);
@@ -104,6 +105,7 @@ fn read(r: &mut Reader<'_>, default_agent: PathBuf) -> Option<NodeConfig> {
         criu: r.take("", "criu", program).unwrap_or_else(|| "criu".into()),
         agent: r.take("", "agent", absolute).unwrap_or(default_agent),
         run_dir,
+        tls,
         network,
         membership,
         checkpoint,
@@ -114,6 +116,27 @@ fn read(r: &mut Reader<'_>, default_agent: PathBuf) -> Option<NodeConfig> {
     };
     check_directories(r, &config);
     Some(config)
+}
+
+fn tls(r: &mut Reader<'_>) -> TlsConfig {
+    if !r.has_section("tls") {
+        r.problem(
+            0,
+            "`[tls]` is missing: nodes know each other by certificates. Make them with `ha-manager ca init` and `ha-manager \
+             ca issue NODE`, put them into /etc/ha-manager/tls and add a line [tls] at the end of this file; or, on a network \
+             that nobody but the nodes can reach, add [tls] and below it insecure = true",
+        );
+    }
+    let default = TlsConfig::default();
+    let config = TlsConfig {
+        dir: r.take("tls", "dir", absolute).unwrap_or(default.dir),
+        insecure: r.take("tls", "insecure", boolean).unwrap_or(default.insecure),
+    };
+    if config.insecure && r.is_set("tls", "dir") {
+        let place = r.place("tls", "insecure");
+        r.problem(place, "`insecure`: true, and yet `dir` names certificates; leave one of the two out");
+    }
+    config
 }
 
 fn network(r: &mut Reader<'_>) -> NetworkConfig {

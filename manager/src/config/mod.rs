@@ -61,10 +61,21 @@ pub struct NodeConfig {
     /// The static ha-agent that becomes every container's init. Default: beside the running ha-manager, else
     /// `/usr/local/lib/ha-manager/ha-agent`.
     pub agent: PathBuf,
+    pub tls: TlsConfig,
     pub network: NetworkConfig,
     pub membership: MembershipConfig,
     pub checkpoint: CheckpointConfig,
     pub logs: LogsConfig,
+}
+
+/// `[tls]`, which has to be there: nobody is without certificates by accident.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TlsConfig {
+    /// Where this node's certificate and key and the cluster's CA are: `node.crt`, `node.key`, `ca.crt`. Default
+    /// `/etc/ha-manager/tls`.
+    pub dir: PathBuf,
+    /// Neither authentication nor encryption between nodes. Default false.
+    pub insecure: bool,
 }
 
 /// `[network]`
@@ -155,6 +166,12 @@ impl LogsConfig {
     /// At this size the agent begins a new file.
     pub fn file_max_bytes(&self) -> u64 {
         self.max_bytes.max(64 << 10)
+    }
+}
+
+impl Default for TlsConfig {
+    fn default() -> Self {
+        Self { dir: "/etc/ha-manager/tls".into(), insecure: false }
     }
 }
 

@@ -27,6 +27,7 @@ pub(super) const SECTIONS: &[(&str, &[&str])] = &[
             "agent",
         ],
     ),
+    ("tls", &["dir", "insecure"]),
     ("network", &["bridge", "address", "pool", "gateway", "uplink", "probe_timeout"]),
     ("membership", &["probe_interval", "probe_timeout", "suspicion", "indirect_probes"]),
     ("checkpoint", &["min_interval", "timeout", "compression_level", "queue_max_bytes"]),
@@ -69,6 +70,11 @@ impl<'t> Reader<'t> {
 
     pub(super) fn is_set(&self, section: &str, key: &str) -> bool {
         self.get(section, key).is_some()
+    }
+
+    /// Whether there is a section of this name, with keys or without.
+    pub(super) fn has_section(&self, section: &str) -> bool {
+        self.table.get(section).is_some()
     }
 
     fn get(&self, section: &str, key: &str) -> Option<(&DeValue<'t>, Range<usize>)> {

@@ -6,7 +6,13 @@ use super::{read::SECTIONS, *};
 
 const MINIMAL: &str = "node = \"ha1\"\nstore = \"file:///srv/ha-store\"\n";
 
+/// With the section that has to be there, at the end, where it moves no other line.
 fn parse(text: &str) -> Result<NodeConfig, ConfigError> {
+    let section = if text.contains("tls.") { "" } else { "[tls]\n" };
+    parse_as_it_is(&format!("{text}\n{section}"))
+}
+
+fn parse_as_it_is(text: &str) -> Result<NodeConfig, ConfigError> {
     NodeConfig::parse(text, "node.toml", "/opt/ha-agent".into())
 }
 
@@ -30,6 +36,18 @@ fn refuses(extra: &str, place: &str, part: &str) {
 
 fn documentation() -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/configuration.md")).unwrap()
+}
+
+#[test]
+fn without_tls_both_ways_are_named() {
+    let Err(error) = parse_as_it_is(MINIMAL) else { panic!("it was taken") };
+    let said = error.to_string();
+    assert!(said.starts_with("node.toml:1:1: `[tls]` is missing"), "{said}");
+    assert!(said.contains("ha-manager ca init") && said.contains("insecure = true"), "{said}");
+    let config = parse_as_it_is(&format!("{MINIMAL}[tls]\ninsecure = true\n")).unwrap();
+    assert!(config.tls.insecure);
+    let config = parse(MINIMAL).unwrap();
+    assert_eq!((config.tls.insecure, config.tls.dir.as_path()), (false, Path::new("/etc/ha-manager/tls")));
 }
 
 #[test]
@@ -90,6 +108,8 @@ fn bad_values_are_refused_where_they_stand() {
     refuses("state_dir = \"/var/a:b\"", "3:13", "overlay");
     refuses(&format!("run_dir = \"/{}\"", "x".repeat(95)), "3:11", "too long for the path of a socket");
     refuses("criu = \"./criu\"", "3:8", "absolute path");
+    refuses("tls.insecure = 1", "3:16", "expected true or false, found an integer");
+    refuses("tls.insecure = true\ntls.dir = \"/x\"", "3:16", "leave one of the two out");
 }
 
 #[test]
@@ -165,7 +185,7 @@ fn a_file_is_read_and_a_missing_or_huge_one_named() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("node.toml");
     assert!(matches!(NodeConfig::load(&path), Err(ConfigError::Read { .. })));
-    fs::write(&path, MINIMAL).unwrap();
+    fs::write(&path, format!("{MINIMAL}[tls]\n")).unwrap();
     assert_eq!(NodeConfig::load(&path).unwrap().node.as_str(), "ha1");
     fs::write(&path, "#".repeat((1 << 20) + 1)).unwrap();
     assert!(matches!(NodeConfig::load(&path), Err(ConfigError::TooLarge { .. })));
@@ -208,7 +228,8 @@ fn the_documented_defaults_are_the_defaults() {
     let documentation = documentation();
     let (_, rest) = documentation.split_once("<!-- every default -->\n```toml\n").unwrap();
     let (example, _) = rest.split_once("\n```").unwrap();
-    let documented = parse(example).unwrap_or_else(|error| panic!("the documented defaults are refused:\n{error}"));
+    let documented =
+        parse_as_it_is(example).unwrap_or_else(|error| panic!("the documented defaults are refused:\n{error}"));
     let expected = NodeConfig { agent: "/usr/local/lib/ha-manager/ha-agent".into(), ..parse(MINIMAL).unwrap() };
     assert_eq!(documented, expected);
     for key in keys_of_the_struct() {

@@ -58,6 +58,10 @@ pub(super) fn whole_number(value: &DeValue<'_>, allowed: Range<i64>) -> Result<i
         .ok_or_else(|| format!("{bounds}, found {number}"))
 }
 
+pub(super) fn boolean(value: &DeValue<'_>) -> Result<bool, String> {
+    value.as_bool().ok_or_else(|| format!("expected true or false, found {}", kind(value)))
+}
+
 pub(super) fn list_of_text(value: &DeValue<'_>) -> Result<Vec<String>, String> {
     let Some(array) = value.as_array() else {
         return Err(format!("expected a list of strings, e.g. [\"a\", \"b\"], found {}", kind(value)));

@@ -16,6 +16,7 @@ mod network;
 mod process;
 mod runtime;
 mod sys;
+mod tls;
 mod tool;
 mod trial;
 
@@ -85,7 +86,7 @@ pub fn run(config: &NodeConfig) -> Vec<Check> {
     checks.push(forward::check(&config.network.bridge));
     checks.push(network::uplink(config.network.uplink.as_deref()));
     checks.extend([runtime::runtime(&config.runtime), runtime::cgroups(&config.runtime)]);
-    checks.extend([agent::check(&config.agent), process::time()]);
+    checks.extend([agent::check(&config.agent), process::time(), tls::check(config)]);
     checks
 }
 

@@ -4,7 +4,7 @@ use super::*;
 use crate::config::NodeConfig;
 
 fn config(extra: &str) -> NodeConfig {
-    let text = format!("node = \"ha1\"\nstore = \"file:///srv/ha-store\"\n{extra}");
+    let text = format!("node = \"ha1\"\nstore = \"file:///srv/ha-store\"\n{extra}\n[tls]\ninsecure = true\n");
     NodeConfig::parse(&text, "node.toml", "/nonexistent/ha-agent".into()).unwrap()
 }
 

@@ -7,7 +7,7 @@ use std::{
 
 use ha_proto::peer as pb;
 use tokio::{sync::broadcast, task::JoinHandle};
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use super::{
     config::{Config, ConfigError},
@@ -16,7 +16,10 @@ use super::{
     shell::Shared,
     wire::{self, WireError},
 };
-use crate::spec::NodeName;
+use crate::{
+    spec::NodeName,
+    tls::{Caller, Security},
+};
 
 /// Why membership did not start.
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +55,7 @@ pub struct Membership {
 
 impl Membership {
     /// Starts probing, on the current tokio runtime. `advertise` is the `host:port` under which peers reach our peer
-    /// service, `seeds` are addresses to join by, `boot` is drawn at each start.
+    /// service, `seeds` are addresses to join by, `boot` is drawn at each start. `security` makes the connections.
     ///
     /// # Errors
     /// A number out of range, or an address that is not `host:port`.
@@ -62,6 +65,7 @@ impl Membership {
         advertise: String,
         seeds: Vec<String>,
         boot: Boot,
+        security: Security,
     ) -> Result<Self, StartError> {
         wire::check_address("advertised address", &advertise).map_err(StartError::Address)?;
         for seed in &seeds {
@@ -71,7 +75,7 @@ impl Membership {
         let patience = config.probe_timeout * (config.max_health + 1);
         let me = Me { name: me, address: advertise, boot };
         let core = Core::new(config, me, seeds, rand::random(), Duration::ZERO)?;
-        let shared = Shared::new(cluster, Instant::now(), core);
+        let shared = Shared::new(cluster, Instant::now(), core, security);
         let timer = tokio::spawn(shared.clone().run());
         Ok(Self { shared, timer, patience })
     }
@@ -144,11 +148,12 @@ impl MembershipService {
     /// `ha.peer.v1.Peer/Ping`.
     ///
     /// # Errors
-    /// `FAILED_PRECONDITION` for another cluster, `INVALID_ARGUMENT` for a malformed message.
+    /// `FAILED_PRECONDITION` for another cluster, `PERMISSION_DENIED` for a message in another node's name,
+    /// `INVALID_ARGUMENT` for a malformed one.
     pub async fn ping(&self, request: Request<pb::PingRequest>) -> Result<Response<pb::PingReply>, Status> {
-        let source = source(&request);
+        let caller = caller(&request)?;
         let pb::PingRequest { envelope, seq } = request.into_inner();
-        let gossip = self.read(envelope, &source)?;
+        let gossip = self.read(envelope, &caller)?;
         let (gossip, _) = self.ask(gossip, Asked::Ping).await?;
         Ok(Response::new(pb::PingReply { envelope: Some(wire::envelope(&self.shared.cluster, gossip)), seq }))
     }
@@ -161,10 +166,10 @@ impl MembershipService {
         &self,
         request: Request<pb::PingIndirectRequest>,
     ) -> Result<Response<pb::PingIndirectReply>, Status> {
-        let source = source(&request);
+        let caller = caller(&request)?;
         let pb::PingIndirectRequest { envelope, seq, target, timeout_ms } = request.into_inner();
-        let gossip = self.read(envelope, &source)?;
-        let asked = wire::indirect(target, timeout_ms).map_err(|error| self.refuse(&source, &error))?;
+        let gossip = self.read(envelope, &caller)?;
+        let asked = wire::indirect(target, timeout_ms).map_err(|error| self.refuse(&caller, &error))?;
         let (gossip, answered) = self.ask(gossip, asked).await?;
         let envelope = Some(wire::envelope(&self.shared.cluster, gossip));
         Ok(Response::new(pb::PingIndirectReply { envelope, seq, answered }))
@@ -175,7 +180,7 @@ impl MembershipService {
     /// # Errors
     /// As [`MembershipService::ping`].
     pub fn caller<T>(&self, request: &Request<T>, envelope: Option<pb::Envelope>) -> Result<NodeName, Status> {
-        self.read(envelope, &source(request)).map(|gossip| gossip.from)
+        self.read(envelope, &caller(request)?).map(|gossip| gossip.from)
     }
 
     /// For the other calls of the peer service: our envelope, without news.
@@ -190,13 +195,20 @@ impl MembershipService {
         wire::envelope(&self.shared.cluster, gossip)
     }
 
-    fn read(&self, envelope: Option<pb::Envelope>, source: &str) -> Result<Gossip, Status> {
-        wire::gossip(&self.shared.cluster, envelope).map_err(|error| self.refuse(source, &error))
+    /// To be called for a message that gRPC itself has refused; `code` says why.
+    pub fn unread(&self, caller: &Caller, code: Code) {
+        self.shared.refused(&caller.address.ip().to_string(), &WireError::Unread { code });
     }
 
-    fn refuse(&self, source: &str, error: &WireError) -> Status {
-        self.shared.refused(source, error);
+    fn read(&self, envelope: Option<pb::Envelope>, caller: &Caller) -> Result<Gossip, Status> {
+        let read = wire::gossip(&self.shared.cluster, caller.node.as_ref(), envelope);
+        read.map_err(|error| self.refuse(caller, &error))
+    }
+
+    fn refuse(&self, caller: &Caller, error: &WireError) -> Status {
+        self.shared.refused(&caller.address.ip().to_string(), error);
         match error {
+            WireError::Impostor { .. } => Status::permission_denied(error.to_string()),
             WireError::Cluster { .. } => Status::failed_precondition(error.to_string()),
             _ => Status::invalid_argument(error.to_string()),
         }
@@ -209,6 +221,8 @@ impl MembershipService {
     }
 }
 
-fn source<T>(request: &Request<T>) -> String {
-    request.remote_addr().map_or_else(|| "unknown".to_owned(), |address| address.ip().to_string())
+/// Who calls, as the listener saw it.
+fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
+    let unknown = || Status::internal("the caller of this connection is not known");
+    request.extensions().get::<Caller>().cloned().ok_or_else(unknown)
 }

@@ -11,9 +11,11 @@ use std::{
 
 use ha_proto::peer::{self as pb, peer_client::PeerClient};
 use tokio::sync::Semaphore;
-use tonic::{
-    Code, Status,
-    transport::{Channel, Endpoint},
+use tonic::{Code, Status, transport::Channel};
+
+use crate::{
+    spec::NodeName,
+    tls::{Pin, Security},
 };
 
 /// Calls to one peer under way at once. Further ones are dropped: an old probe is worth nothing.
@@ -40,6 +42,8 @@ pub(super) enum Ask {
 }
 
 pub(super) struct Answer {
+    /// Whose certificate the connection has, where certificates are asked for.
+    pub certified: Option<NodeName>,
     pub envelope: Option<pb::Envelope>,
     pub seq: u64,
     pub answered: bool,
@@ -47,21 +51,24 @@ pub(super) struct Answer {
 
 struct Open {
     client: Client,
+    pin: Pin,
     /// Tells a connection from the one that took its place.
     generation: u64,
 }
 
 pub(super) struct Lane {
     address: String,
+    security: Security,
     open: Mutex<(Option<Open>, u64)>,
     slots: Semaphore,
     last_used: Mutex<Instant>,
 }
 
 impl Lane {
-    pub fn new(address: String) -> Self {
+    pub fn new(address: String, security: Security) -> Self {
         Self {
             address,
+            security,
             open: Mutex::new((None, 0)),
             slots: Semaphore::new(IN_FLIGHT),
             last_used: Mutex::new(Instant::now()),
@@ -79,14 +86,14 @@ impl Lane {
     /// One call, answered or failed within `timeout`.
     pub async fn call(&self, ask: &Ask, timeout: Duration) -> Result<Answer, LaneError> {
         let _slot = self.slots.try_acquire().map_err(|_| LaneError::Full)?;
-        let (client, generation, reused) = self.client(timeout)?;
+        let (way, generation, reused) = self.way(timeout)?;
         let result = tokio::time::timeout(timeout, async {
-            match send(client, ask).await {
+            match send(way, ask).await {
                 // The other side closed an idle connection or was started anew: that says nothing about it now.
                 Err(status) if reused && broken(&status) => {
                     self.discard(generation);
-                    let (client, generation, _) = self.client(timeout)?;
-                    send(client, ask).await.map_err(|status| self.failure(status, generation))
+                    let (way, generation, _) = self.way(timeout)?;
+                    send(way, ask).await.map_err(|status| self.failure(status, generation))
                 }
                 other => other.map_err(|status| self.failure(status, generation)),
             }
@@ -106,25 +113,25 @@ impl Lane {
         LaneError::Call(Box::new(status))
     }
 
-    fn client(&self, timeout: Duration) -> Result<(Client, u64, bool), LaneError> {
+    fn way(&self, timeout: Duration) -> Result<((Client, Pin), u64, bool), LaneError> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let (Some(Open { client, generation }), _) = &*open {
-            return Ok((client.clone(), *generation, true));
+        if let (Some(Open { client, pin, generation }), _) = &*open {
+            return Ok(((client.clone(), pin.clone()), *generation, true));
         }
-        let endpoint = Endpoint::from_shared(format!("http://{}", self.address))
-            .map_err(|source| LaneError::Address(self.address.clone(), source))?
-            .connect_timeout(timeout)
-            .tcp_nodelay(true)
-            .initial_stream_window_size(pb::MAX_MESSAGE as u32)
-            .initial_connection_window_size(4 * pb::MAX_MESSAGE as u32)
-            .buffer_size(2 * IN_FLIGHT);
-        let client = PeerClient::new(endpoint.connect_lazy())
+        let lazy = self.security.lazy(&self.address, timeout, |endpoint| {
+            endpoint
+                .initial_stream_window_size(pb::MAX_MESSAGE as u32)
+                .initial_connection_window_size(4 * pb::MAX_MESSAGE as u32)
+                .buffer_size(2 * IN_FLIGHT)
+        });
+        let (channel, pin) = lazy.map_err(|source| LaneError::Address(self.address.clone(), source))?;
+        let client = PeerClient::new(channel)
             .max_decoding_message_size(pb::MAX_MESSAGE)
             .max_encoding_message_size(pb::MAX_MESSAGE);
         open.1 += 1;
         let generation = open.1;
-        open.0 = Some(Open { client: client.clone(), generation });
-        Ok((client, generation, false))
+        open.0 = Some(Open { client: client.clone(), pin: pin.clone(), generation });
+        Ok(((client, pin), generation, false))
     }
 
     fn discard(&self, generation: u64) {
@@ -144,15 +151,16 @@ fn broken(status: &Status) -> bool {
     matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal)
 }
 
-async fn send(mut client: Client, ask: &Ask) -> Result<Answer, Status> {
-    match ask {
+async fn send((mut client, pin): (Client, Pin), ask: &Ask) -> Result<Answer, Status> {
+    let (envelope, seq, answered) = match ask {
         Ask::Ping(request) => {
             let reply = client.ping(request.clone()).await?.into_inner();
-            Ok(Answer { envelope: reply.envelope, seq: reply.seq, answered: true })
+            (reply.envelope, reply.seq, true)
         }
         Ask::Indirect(request) => {
             let reply = client.ping_indirect(request.clone()).await?.into_inner();
-            Ok(Answer { envelope: reply.envelope, seq: reply.seq, answered: reply.answered })
+            (reply.envelope, reply.seq, reply.answered)
         }
-    }
+    };
+    Ok(Answer { certified: pin.node().cloned(), envelope, seq, answered })
 }

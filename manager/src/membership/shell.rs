@@ -4,7 +4,7 @@
 //! and one timer task sleeps until the core's next deadline. Nothing polls.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::{Duration, Instant},
 };
@@ -20,13 +20,12 @@ use super::{
     message::{CallId, Event, Gossip, Input, Output, Request, Time},
     wire::{self, WireError},
 };
+use crate::{once::Once, tls::Security};
 
 /// Events kept for a subscriber that is slow; it then learns how many it missed.
 const EVENTS: usize = 256;
 /// A way to a peer not used for so long is closed.
 const LANE_IDLE: Duration = Duration::from_secs(60);
-/// Sources whose refused messages have been logged; after so many, no more are.
-const MAX_SOURCES: usize = 256;
 
 pub(super) struct Shared {
     pub cluster: String,
@@ -37,7 +36,8 @@ pub(super) struct Shared {
     /// A call has ended.
     pub settled: Notify,
     pub events: broadcast::Sender<Event>,
-    sources: Mutex<HashSet<String>>,
+    refusals: Once,
+    security: Security,
 }
 
 struct Inner {
@@ -51,7 +51,7 @@ struct Inner {
 }
 
 impl Shared {
-    pub fn new(cluster: String, origin: Instant, core: Core) -> Arc<Self> {
+    pub fn new(cluster: String, origin: Instant, core: Core, security: Security) -> Arc<Self> {
         let inner = Inner {
             core,
             waiting: HashMap::new(),
@@ -67,7 +67,8 @@ impl Shared {
             wake: Notify::new(),
             settled: Notify::new(),
             events: broadcast::Sender::new(EVENTS),
-            sources: Mutex::new(HashSet::new()),
+            refusals: Once::new("refused messages"),
+            security,
         })
     }
 
@@ -108,20 +109,11 @@ impl Shared {
         }
     }
 
-    /// Says once per source that its messages are refused.
+    /// Says once per source and cause that its messages are refused.
     pub fn refused(&self, source: &str, error: &WireError) {
-        if self.first_time(source) {
+        if self.refusals.first(&format!("from {source} {}", error.kind())) {
             warn!(source, %error, "a peer message was refused; further ones from there are refused silently");
         }
-    }
-
-    fn first_time(&self, source: &str) -> bool {
-        let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
-        let first = sources.len() < MAX_SOURCES && sources.insert(source.to_owned());
-        if first && sources.len() == MAX_SOURCES {
-            warn!("messages were refused from or by {MAX_SOURCES} sources; further sources are not logged");
-        }
-        first
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -147,7 +139,7 @@ impl Shared {
                     }
                 }
                 Output::Call { id, to, request, gossip, timeout } => {
-                    let lane = inner.lane(to.clone());
+                    let lane = inner.lane(to.clone(), &self.security);
                     let ask = self.ask(id, request, gossip);
                     tokio::spawn(call(Arc::downgrade(self), lane, to, id, ask, timeout));
                 }
@@ -173,11 +165,12 @@ impl Shared {
 }
 
 impl Inner {
-    fn lane(&mut self, address: String) -> Arc<Lane> {
+    fn lane(&mut self, address: String, security: &Security) -> Arc<Lane> {
         if !self.lanes.contains_key(&address) {
             self.lanes.retain(|_, lane| lane.idle_for() < LANE_IDLE);
         }
-        let lane = self.lanes.entry(address).or_insert_with_key(|address| Arc::new(Lane::new(address.clone())));
+        let new = |address: &String| Arc::new(Lane::new(address.clone(), security.clone()));
+        let lane = self.lanes.entry(address).or_insert_with_key(new);
         lane.touch();
         lane.clone()
     }
@@ -191,7 +184,7 @@ async fn call(shared: Weak<Shared>, lane: Arc<Lane>, address: String, id: CallId
             debug!(address, expected = id.0, got = answer.seq, "a peer answered another question");
             Input::Failed { call: id }
         }
-        Ok(answer) => match wire::gossip(&shared.cluster, answer.envelope) {
+        Ok(answer) => match wire::gossip(&shared.cluster, answer.certified.as_ref(), answer.envelope) {
             Ok(gossip) => Input::Answered { call: id, gossip, answered: answer.answered },
             Err(error) => {
                 shared.refused(&address, &error);
@@ -200,8 +193,8 @@ async fn call(shared: Weak<Shared>, lane: Arc<Lane>, address: String, id: CallId
         },
         Err(LaneError::Full) => Input::Dropped { call: id },
         Err(LaneError::Call(status))
-            if matches!(status.code(), Code::FailedPrecondition | Code::InvalidArgument)
-                && shared.first_time(&address) =>
+            if matches!(status.code(), Code::FailedPrecondition | Code::InvalidArgument | Code::PermissionDenied)
+                && shared.refusals.first(&format!("by {address} {}", status.code())) =>
         {
             warn!(address, reason = status.message(), "a peer refuses our messages; this is not said again");
             Input::Failed { call: id }

@@ -24,7 +24,10 @@ use tokio::{
 use tonic::{Code, Request, Response, Status};
 
 use super::*;
-use crate::spec::NodeName;
+use crate::{
+    spec::NodeName,
+    tls::{Limits, Security, testing::Authority},
+};
 
 struct Service(MembershipService);
 
@@ -57,11 +60,18 @@ struct Node {
 
 impl Node {
     fn start(cluster: &str, name: &str, port: u16, seeds: &[SocketAddr]) -> Node {
-        Self::behind(cluster, name, port, None, seeds)
+        Self::secured(Security::insecure(), cluster, name, port, None, seeds)
     }
 
     /// A node that others reach at `front`.
-    fn behind(cluster: &str, name: &str, port: u16, front: Option<SocketAddr>, seeds: &[SocketAddr]) -> Node {
+    fn secured(
+        security: Security,
+        cluster: &str,
+        name: &str,
+        port: u16,
+        front: Option<SocketAddr>,
+        seeds: &[SocketAddr],
+    ) -> Node {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let seeds = seeds.iter().map(SocketAddr::to_string).collect();
         let (cluster, name) = (cluster.to_owned(), name.parse::<NodeName>().unwrap());
@@ -71,12 +81,19 @@ impl Node {
                     let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
                     let address = listener.local_addr().unwrap();
                     let advertise = front.unwrap_or(address).to_string();
-                    let membership =
-                        Membership::start(Config::new(cluster), name, advertise, seeds, Boot::random()).unwrap();
+                    let membership = Membership::start(
+                        Config::new(cluster),
+                        name,
+                        advertise,
+                        seeds,
+                        Boot::random(),
+                        security.clone(),
+                    )
+                    .unwrap();
                     let events = membership.subscribe();
                     let service =
                         PeerServer::new(Service(membership.service())).max_decoding_message_size(pb::MAX_MESSAGE);
-                    let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+                    let incoming = security.incoming(listener, Limits::default());
                     let server = tokio::spawn(async move {
                         tonic::transport::Server::builder()
                             .add_service(service)
@@ -245,6 +262,36 @@ async fn a_stranger_of_another_cluster_is_refused_and_not_remembered() {
 }
 
 #[tokio::test]
+async fn a_node_is_believed_in_its_own_name_only() {
+    let lab = Authority::of("c");
+    let a = Node::secured(lab.node("a"), "c", "a", 0, None, &[]);
+    // One that calls itself b, with c's certificate.
+    let b = Node::secured(lab.node("c"), "c", "b", 0, None, &[a.address]);
+    let d = Node::secured(lab.node("d"), "c", "d", 0, None, &[b.address, a.address]);
+    let ask = async |security: Security, of: &Node| {
+        let (channel, _) = security.lazy(&a.address.to_string(), LONG, |endpoint| endpoint).unwrap();
+        let envelope = of.membership().service().envelope();
+        PeerClient::new(channel).ping(pb::PingRequest { envelope: Some(envelope), seq: 1 }).await
+    };
+    let status = ask(lab.node("c"), &b).await.unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied, "{status:?}");
+    assert!(status.message().contains("in the name of b") && status.message().contains("is c's"), "{status:?}");
+    ask(lab.node("d"), &d).await.unwrap();
+    // Meanwhile b asks a, and d asks b.
+    a.until("d", Liveness::Alive, LONG).await;
+    d.until("a", Liveness::Alive, LONG).await;
+    for _ in 0..5 {
+        let before = d.membership().peers().into_iter().find(|peer| peer.name.as_str() == "a").unwrap().saw_us;
+        let began = Instant::now();
+        while d.membership().peers().into_iter().find(|peer| peer.name.as_str() == "a").unwrap().saw_us == before {
+            assert!(began.elapsed() < LONG, "probing has stopped");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    assert_ne!(d.liveness("b"), Some(Liveness::Alive), "b is believed by its word");
+}
+
+#[tokio::test]
 async fn garbage_and_oversized_messages_do_no_harm() {
     let a = Node::start("c", "a", 0, &[]);
     let b = Node::start("c", "b", 0, &[a.address]);
@@ -278,9 +325,10 @@ async fn garbage_and_oversized_messages_do_no_harm() {
 async fn a_mute_link_is_detected_and_the_first_probe_after_it_is_mended_gets_through() {
     let (to_a, a_back) = Link::new().await;
     let (to_b, b_back) = Link::new().await;
-    let a = Node::behind("c", "a", 0, Some(to_a.front), &[]);
+    let lab = Authority::of("c");
+    let a = Node::secured(lab.node("a"), "c", "a", 0, Some(to_a.front), &[]);
     a_back.send(Some(a.address)).unwrap();
-    let b = Node::behind("c", "b", 0, Some(to_b.front), &[to_a.front]);
+    let b = Node::secured(lab.node("b"), "c", "b", 0, Some(to_b.front), &[to_a.front]);
     b_back.send(Some(b.address)).unwrap();
     a.until("b", Liveness::Alive, LONG).await;
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -303,8 +351,9 @@ async fn a_mute_link_is_detected_and_the_first_probe_after_it_is_mended_gets_thr
 #[tokio::test]
 #[ignore = "measures for 20 s; run it alone, with --nocapture"]
 async fn idle_cpu_of_two_nodes() {
-    let a = Node::start("c", "a", 0, &[]);
-    let b = Node::start("c", "b", 0, &[a.address]);
+    let lab = Authority::of("c");
+    let a = Node::secured(lab.node("a"), "c", "a", 0, None, &[]);
+    let b = Node::secured(lab.node("b"), "c", "b", 0, None, &[a.address]);
     a.until("b", Liveness::Alive, LONG).await;
     b.until("a", Liveness::Alive, LONG).await;
     let used = || {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use ha_proto::peer as pb;
+use tonic::Code;
 
 use super::message::{Boot, Gossip, Liveness, MAX_ADDRESS, MAX_INCARNATION, MAX_RUMOURS, Request, Rumour};
 use crate::spec::{NameError, NodeName};
@@ -10,12 +11,16 @@ use crate::spec::{NameError, NodeName};
 /// Why a message of a peer was refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum WireError {
+    #[error("the message was refused unread: {}", unread(*code))]
+    Unread { code: Code },
     #[error("the message has no envelope: is the caller a manager of this release?")]
     NoEnvelope,
     #[error(
         "this node is of cluster {ours:?}, the caller of {theirs:?}: correct `cluster` or `peers` in one of the configurations"
     )]
     Cluster { ours: String, theirs: String },
+    #[error("the message is in the name of {claimed}, the certificate of the connection is {certified}'s")]
+    Impostor { claimed: NodeName, certified: NodeName },
     #[error("{field}: {source}")]
     Name { field: &'static str, source: NameError },
     #[error("{field} is {len} bytes long, a boot nonce has 16")]
@@ -26,6 +31,29 @@ pub enum WireError {
     Incarnation { value: u64 },
     #[error("{count} rumours in one message, at most {MAX_RUMOURS} are allowed")]
     Rumours { count: usize },
+}
+
+impl WireError {
+    /// The word under which it is said once only.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Self::Unread { code } => unread(*code),
+            Self::NoEnvelope => "envelope",
+            Self::Cluster { .. } => "cluster",
+            Self::Impostor { .. } => "impostor",
+            Self::Name { field, .. } | Self::Boot { field, .. } | Self::Address { field, .. } => field,
+            Self::Incarnation { .. } => "incarnation",
+            Self::Rumours { .. } => "rumours",
+        }
+    }
+}
+
+fn unread(code: Code) -> &'static str {
+    match code {
+        Code::OutOfRange => "it is larger than any that a manager sends",
+        Code::Unimplemented => "it is for a service or a method that there is not here",
+        _ => "it cannot be decoded",
+    }
 }
 
 /// Checks `host:port`: an IPv4 address or a host name, or an IPv6 address in brackets, and a port other than 0.
@@ -73,8 +101,12 @@ fn rumour(rumour: Rumour) -> pb::Rumour {
     }
 }
 
-/// Reads an envelope of our cluster.
-pub(super) fn gossip(cluster: &str, envelope: Option<pb::Envelope>) -> Result<Gossip, WireError> {
+/// Reads an envelope of our cluster. `certified`: whose certificate the connection has, where certificates are asked for.
+pub(super) fn gossip(
+    cluster: &str,
+    certified: Option<&NodeName>,
+    envelope: Option<pb::Envelope>,
+) -> Result<Gossip, WireError> {
     let envelope = envelope.ok_or(WireError::NoEnvelope)?;
     if envelope.cluster != cluster {
         let theirs = envelope.cluster.chars().take(64).collect();
@@ -82,6 +114,10 @@ pub(super) fn gossip(cluster: &str, envelope: Option<pb::Envelope>) -> Result<Go
     }
     if envelope.rumours.len() > MAX_RUMOURS {
         return Err(WireError::Rumours { count: envelope.rumours.len() });
+    }
+    let from = name("envelope.from", envelope.from)?;
+    if let Some(certified) = certified.filter(|certified| **certified != from) {
+        return Err(WireError::Impostor { claimed: from, certified: certified.clone() });
     }
     check_address("envelope.address", &envelope.address)?;
     let mut rumours = Vec::with_capacity(envelope.rumours.len());
@@ -92,7 +128,7 @@ pub(super) fn gossip(cluster: &str, envelope: Option<pb::Envelope>) -> Result<Go
         }
     }
     Ok(Gossip {
-        from: name("envelope.from", envelope.from)?,
+        from,
         address: envelope.address,
         boot: boot("envelope.boot", &envelope.boot)?,
         incarnation: incarnation(envelope.incarnation)?,
@@ -166,7 +202,7 @@ mod tests {
         let sent = gossip_of(MAX_RUMOURS);
         let wire = envelope(&"c".repeat(64), sent.clone());
         assert!(wire.encoded_len() + 64 < ha_proto::peer::MAX_MESSAGE, "{}", wire.encoded_len());
-        assert_eq!(gossip(&"c".repeat(64), Some(wire)).unwrap(), sent);
+        assert_eq!(gossip(&"c".repeat(64), None, Some(wire)).unwrap(), sent);
     }
 
     #[test]
@@ -175,9 +211,9 @@ mod tests {
         let refused = |change: fn(&mut pb::Envelope)| {
             let mut wire = good();
             change(&mut wire);
-            gossip("c", Some(wire)).unwrap_err().to_string()
+            gossip("c", None, Some(wire)).unwrap_err().to_string()
         };
-        assert_eq!(gossip("c", None), Err(WireError::NoEnvelope));
+        assert_eq!(gossip("c", None, None), Err(WireError::NoEnvelope));
         for (text, word) in [
             (refused(|w| w.cluster = "d".into()), "cluster \"c\", the caller of \"d\""),
             (refused(|w| w.from = "../x".into()), "envelope.from"),
@@ -191,7 +227,16 @@ mod tests {
         }
         let mut later = good();
         later.rumours[0].liveness = 99;
-        assert!(gossip("c", Some(later)).unwrap().rumours.is_empty(), "an unknown liveness is passed over");
+        assert!(gossip("c", None, Some(later)).unwrap().rumours.is_empty(), "an unknown liveness is passed over");
+    }
+
+    #[test]
+    fn a_node_speaks_for_itself_only() {
+        let (sender, other) = ("a".repeat(48).parse().unwrap(), "b".parse().unwrap());
+        let wire = || Some(envelope("c", gossip_of(1)));
+        gossip("c", Some(&sender), wire()).unwrap();
+        let refused = gossip("c", Some(&other), wire()).unwrap_err();
+        assert_eq!(refused, WireError::Impostor { claimed: sender, certified: other });
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::{
     snapshot::Versions,
     spec::ContainerName,
     store::{Store, addresses::Pool},
+    tls::Security,
 };
 
 pub struct Ctx {
@@ -23,6 +24,8 @@ pub struct Ctx {
     pub agent: AgentBinary,
     pub events: Arc<EventLog>,
     pub membership: Membership,
+    /// Makes and takes the connections between nodes.
+    pub security: Security,
     /// Of runtime, CRIU and kernel, for the manifests.
     pub versions: Versions,
     /// Held for reading while layers are being mounted: none is taken away meanwhile.

@@ -21,6 +21,7 @@ mod signs;
 mod startup;
 mod stopping;
 mod takeover;
+mod trust;
 mod unused;
 mod uplink;
 mod watch;
@@ -35,6 +36,7 @@ use std::{
 };
 
 pub use agent::AgentBinary;
+use chrono::Utc;
 pub use ctx::Ctx;
 pub use events::EventLog;
 pub use startup::run;
@@ -48,6 +50,7 @@ use crate::{
     snapshot::NetworkIdentity,
     spec::{ContainerName, NodeName},
     store::apps::{self, App, AppContent},
+    tls::Caller,
 };
 pub use claim::{Absence, Whereabouts, advice as claim_advice};
 
@@ -81,8 +84,17 @@ impl Node {
         peers
     }
 
-    /// Whether a connection from there may be a peer's. An address is no proof; it keeps out whoever is merely in reach.
-    pub async fn is_peer_address(&self, from: IpAddr) -> bool {
+    /// Whether what a caller at the peer port passes on is heeded: it has shown a certificate of this cluster, or, where
+    /// none is asked for, it has a peer's address. That is no proof; it keeps out whoever is merely in reach.
+    pub async fn admits(&self, caller: Option<&Caller>) -> bool {
+        match caller {
+            None => false,
+            Some(Caller { node: Some(_), .. }) => true,
+            Some(Caller { node: None, address }) => self.is_peer_address(address.ip()).await,
+        }
+    }
+
+    async fn is_peer_address(&self, from: IpAddr) -> bool {
         let from = from.to_canonical();
         for peer in self.ctx.membership.peers() {
             let matches = match peer.address.parse::<SocketAddr>() {
@@ -122,7 +134,9 @@ impl Node {
 
     /// What is wrong with this node as a whole, for `status`.
     pub fn problems(&self) -> Vec<String> {
-        self.problems.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let mut problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        problems.extend(self.ctx.security.trouble(Utc::now().timestamp()));
+        problems
     }
 
     /// How often this node has looked through the store since its manager was started.

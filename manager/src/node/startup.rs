@@ -14,7 +14,7 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
-    AgentBinary, Ctx, EventLog, Node, heard::Heard, joined, life::Lives, lock::StateLock, stopping::Stopping,
+    AgentBinary, Ctx, EventLog, Node, heard::Heard, joined, life::Lives, lock::StateLock, stopping::Stopping, trust,
     uplink::Uplink, watch,
 };
 use crate::{
@@ -28,6 +28,7 @@ use crate::{
     snapshot::Versions,
     spec::ContainerName,
     store::{NodeRecord, Store},
+    tls::Security,
 };
 
 /// A start or restore that an earlier manager began may go on for so long.
@@ -40,6 +41,9 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     }
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let security = trust::security(&config)?;
+    trust::say_trouble(&security);
     for dir in [&config.state_dir, &config.run_dir, &config.scratch] {
         fs::create_dir_all(dir).with_context(|| format!("cannot make the directory {}", dir.display()))?;
     }
@@ -59,8 +63,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     let advertise = advertise(&config)?;
     claim_name(&store, &config, &boot, &advertise).await?;
     let events = Arc::new(EventLog::open(&config.state_dir, config.node.clone()).context("cannot open the event log")?);
-    let membership =
-        Membership::start(gossip(&config), config.node.clone(), advertise.clone(), config.peers.clone(), boot)?;
+    let membership = start_membership(&config, advertise.clone(), boot, security.clone())?;
     let runtime = Runc::new(&config.runtime, &config.runtime_root, &config.criu);
     runtime.settle_orphans(ORPHAN_PATIENCE);
     let dumper = Dumper::new(&config.criu);
@@ -79,6 +82,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         agent,
         events,
         membership,
+        security,
         versions,
         mounting: Default::default(),
     });
@@ -92,10 +96,13 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     let servers = api::serve(Arc::clone(&node), listeners);
     let watching = watch::start(Arc::clone(&node));
 
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-        failure = servers.failed() => return failure.context("the manager's services ended"),
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => trust::renew(&node.ctx.security, &node.ctx.config),
+            failure = servers.failed() => return failure.context("the manager's services ended"),
+        }
     }
     tracing::info!("stopping; containers go on running");
     node.begin_to_stop().await;
@@ -122,6 +129,15 @@ async fn open_store(config: &NodeConfig) -> anyhow::Result<Store> {
     }
     store.probe_create_only().await?;
     Ok(store)
+}
+
+fn start_membership(
+    config: &NodeConfig,
+    advertise: String,
+    boot: Boot,
+    security: Security,
+) -> Result<Membership, membership::StartError> {
+    Membership::start(gossip(config), config.node.clone(), advertise, config.peers.clone(), boot, security)
 }
 
 fn gossip(config: &NodeConfig) -> membership::Config {
@@ -260,7 +276,7 @@ mod tests {
         {
             let text = format!(
                 "node = \"a\"\nstore = \"file:///s\"\n[membership]\nprobe_interval = \"{}ms\"\nprobe_timeout = \"{}ms\"\n\
-                 suspicion = \"{}ms\"\n",
+                 suspicion = \"{}ms\"\n[tls]\n",
                 probe_interval.as_millis(),
                 probe_timeout.as_millis(),
                 suspicion.as_millis()

@@ -12,6 +12,7 @@ use tokio::{sync::broadcast, task::JoinHandle};
 use super::{
     Node,
     life::{Look, keep_beating},
+    trust,
     unused::Unused,
 };
 use crate::{
@@ -62,8 +63,9 @@ pub fn start(node: Arc<Node>) -> Watching {
     let events = node.ctx.membership.subscribe();
     let peers = tokio::spawn(follow_peers(Arc::clone(&node), events));
     let beats = tokio::spawn(keep_beating(Arc::clone(&node)));
+    let reminder = tokio::spawn(trust::remind(node.ctx.security.clone()));
     let store = tokio::spawn(follow_store(node));
-    Watching { tasks: vec![peers, beats, store] }
+    Watching { tasks: vec![peers, beats, reminder, store] }
 }
 
 async fn follow_peers(node: Arc<Node>, mut events: broadcast::Receiver<Event>) {

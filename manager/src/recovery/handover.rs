@@ -4,7 +4,6 @@ use std::{ops::ControlFlow, time::Duration};
 
 use ha_proto::peer::{MAX_MESSAGE, TakeOverRequest, peer_client::PeerClient};
 use serde_json::json;
-use tonic::transport::Endpoint;
 
 use super::{
     actor::Actor,
@@ -18,9 +17,6 @@ use crate::{
 
 /// Restoring there, with room for a large image.
 const PATIENCE: Duration = Duration::from_secs(120);
-const CONNECT: Duration = Duration::from_secs(2);
-/// A peer whose power is cut says nothing: one that does not answer a ping for this long is gone.
-const ALIVE: Duration = Duration::from_secs(2);
 
 /// What became of it.
 pub(super) enum Handover {
@@ -119,10 +115,7 @@ impl Actor {
             .find(|peer| peer.name == *to)
             .ok_or_else(|| NotTaken::NotAsked(format!("node {to} is not known")))?;
         let away = |why: String| format!("node {to} at {} cannot take it: {why}", peer.address);
-        let endpoint = Endpoint::from_shared(format!("http://{}", peer.address))
-            .map_err(|err| NotTaken::NotAsked(away(err.to_string())))?;
-        let endpoint = endpoint.http2_keep_alive_interval(ALIVE).keep_alive_timeout(ALIVE).keep_alive_while_idle(true);
-        let channel = endpoint.connect_timeout(CONNECT).timeout(PATIENCE).connect().await;
+        let channel = self.ctx.security.connect(to, &peer.address).await;
         let channel = channel.map_err(|err| NotTaken::NotAsked(away(crate::chain(&err))))?;
         let request = TakeOverRequest {
             envelope: Some(self.ctx.membership.service().envelope()),
@@ -131,9 +124,9 @@ impl Actor {
             snapshot: snapshot.map(|id| id.to_string()).unwrap_or_default(),
         };
         let mut client = PeerClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
-        let reply =
-            client.take_over(request).await.map_err(|status| NotTaken::Unknown(away(status.message().to_owned())))?;
-        let reply = reply.into_inner();
+        let reply = tokio::time::timeout(PATIENCE, client.take_over(request)).await;
+        let reply = reply.map_err(|_| NotTaken::Unknown(away(format!("no answer within {PATIENCE:?}"))))?;
+        let reply = reply.map_err(|status| NotTaken::Unknown(away(status.message().to_owned())))?.into_inner();
         if reply.error.is_empty() { Ok(reply.epoch) } else { Err(NotTaken::Refused(away(reply.error))) }
     }
 
