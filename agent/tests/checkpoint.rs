@@ -184,8 +184,7 @@ fn shipped_agent() -> String {
         return path;
     }
     let own = std::path::Path::new(env!("CARGO_BIN_EXE_ha-agent"));
-    let host = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-    let built = own.ancestors().nth(2).map(|target| target.join("agent").join(host).join("debug/ha-agent"));
+    let built = own.ancestors().nth(2).map(|target| target.join("agent/debug/ha-agent"));
     built.filter(|path| path.is_file()).unwrap_or(own.to_owned()).display().to_string()
 }
 

@@ -68,9 +68,8 @@ pub fn agent_program() -> anyhow::Result<PathBuf> {
     }
     let manager = manager_program()?;
     let profile = manager.parent().context("ha-manager is in no directory")?;
-    let host = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let name = profile.file_name().unwrap_or_default();
-    let built = profile.with_file_name("agent").join(host).join(name).join("ha-agent");
+    let built = profile.with_file_name("agent").join(name).join("ha-agent");
     let agent = if built.is_file() { built } else { manager.with_file_name("ha-agent") };
     anyhow::ensure!(agent.is_file(), "{} is not built: run scripts/build --debug", agent.display());
     Ok(agent)

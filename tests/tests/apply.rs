@@ -5,9 +5,11 @@ mod common;
 use std::{fs, process::Command, time::SystemTime};
 
 use common::{
-    PATIENCE, cannot_run, checkpoint, count,
+    PATIENCE, cannot_run, checkpoint, count, kill_counter,
     operator::{counter_with, file, ok, phase, refused},
-    state, with_counter,
+    state,
+    watch::Described,
+    with_counter,
 };
 use ha_lab::{
     cluster::Cluster,
@@ -67,6 +69,143 @@ fn apply_names_the_line_of_what_is_wrong_and_changes_nothing() {
     assert!(err.contains("192.0.2.9") && err.contains("10.77"), "{err}");
     let status = member.json(&["status"]).unwrap();
     assert_eq!(status["containers"], json!([]));
+}
+
+#[test]
+fn a_wait_ends_when_all_run_are_healthy_and_are_protected_or_says_what_is_missing() {
+    let name = "a_wait_ends_when_all_run_are_healthy_and_are_protected";
+    let Some(cluster) = common::cluster(name, 2) else { return };
+    let member = &cluster.members[0];
+    let path = file(member, "app.yaml", &counter_with(|_| ()));
+    let out = ok(member, &["apply", "-f", &path, "--wait", "--json"]);
+    let lines: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 1, "{out}");
+    let (one, container) = (&lines[0], &lines[0]["container"]);
+    assert_eq!((&one["name"], &one["changed"]), (&json!("counter"), &json!(true)));
+    assert_eq!((&container["phase"], &container["health"]), (&json!("running"), &json!("healthy")));
+    // Protected: a power cut right now costs no more than what came since.
+    assert!(container["last_snapshot"]["id"].is_string(), "{out}");
+    assert!(!common::snapshots(&cluster).is_empty());
+    // Where there is nothing to do, at any node, and for people.
+    let at_the_other = file(&cluster.members[1], "app.yaml", &counter_with(|_| ()));
+    let out = ok(&cluster.members[1], &["apply", "-f", &at_the_other, "--wait"]);
+    assert!(out.contains("unchanged"), "{out}");
+    // A check that never passes.
+    let sick = counter_with(|service| {
+        service["healthcheck"]["test"] = json!(["CMD", "/bin/counter", "--probe", "127.0.0.1:1"]);
+        service["healthcheck"]["start_period"] = json!("1h");
+        service["networks"] = json!({"default": {"ipv4_address": "10.77.1.61"}});
+        service["container_name"] = json!("sick");
+    });
+    let path = file(member, "sick.yaml", &sick);
+    let err = refused(member, &["apply", "-f", &path, "--wait", "--wait-timeout", "2s"], 1);
+    assert!(err.contains("not ready after 2s: sick is ") && err.contains("not healthy (health: starting)"), "{err}");
+    assert!(err.contains("--wait-timeout"), "{err}");
+    assert!(!err.contains("waiting:"), "progress where nobody looks: {err}");
+    refused(member, &["apply", "-f", &path, "--wait", "--wait-timeout", "soon"], 2);
+    refused(member, &["apply", "-f", &path, "--wait-timeout", "2s"], 2);
+    // One that ends: told at once, with its reason.
+    let broken = counter_with(|service| {
+        service["command"] = json!(["/bin/counter", "--listen", "10.77.1.99:7000"]);
+        service["restart"] = json!("on-failure:1");
+        service["annotations"] = json!({"io.ha-manager.state": "stateless", "io.ha-manager.recovery": "restart:1"});
+        service["networks"] = json!({"default": {"ipv4_address": "10.77.1.62"}});
+        service["container_name"] = json!("broken");
+    });
+    let path = file(member, "broken.yaml", &broken);
+    let err = refused(member, &["apply", "-f", &path, "--wait", "--wait-timeout", "5m"], 1);
+    assert!(err.contains("broken is failed (") && err.contains("the main process failed"), "{err}");
+}
+
+#[test]
+fn an_unchanged_file_brings_up_what_has_failed() {
+    let name = "an_unchanged_file_brings_up_what_has_failed";
+    let Some(cluster) = common::cluster(name, 2) else { return };
+    let [first, second] = &cluster.members[..] else { unreachable!() };
+    // Nothing brings it up by itself.
+    let text =
+        |keep: &str| Described::stateful(&["/bin/counter"]).recovery("restart:1").annotation("keep", keep).text();
+    let failed = || cluster.wait("it to be failed", PATIENCE, |c| phase(c, 0, "counter") == "failed").unwrap();
+    let brought_up = |keep: &str| {
+        let since = SystemTime::now();
+        let out = ok(first, &["apply", "-f", &file(first, "app.yaml", &text(keep))]);
+        assert!(out.contains("runs on n1 again"), "{out}");
+        // Not killed in the middle of the checkpoint that follows.
+        cluster.wait_for_event("checkpoint.committed", since, 1, PATIENCE).unwrap();
+        state(&cluster).0
+    };
+    first.apply(&text("3")).unwrap();
+    let told = count(&cluster, 3);
+    checkpoint(&cluster);
+    kill_counter(&cluster, 0);
+    cluster.wait_for_event("recovery.serving", SystemTime::UNIX_EPOCH, 1, PATIENCE).unwrap();
+    kill_counter(&cluster, 0);
+    failed();
+    let err = refused(second, &["apply", "-f", &file(second, "app.yaml", &text("3"))], 5);
+    assert!(err.contains("failed on n1") && err.contains("restore counter"), "{err}");
+    assert_eq!(brought_up("3"), told);
+    // With another policy, too.
+    kill_counter(&cluster, 0);
+    failed();
+    assert_eq!(brought_up("4"), told);
+    // Begun anew only when that is said.
+    kill_counter(&cluster, 0);
+    failed();
+    let path = file(first, "app.yaml", &text("4"));
+    ok(first, &["apply", "-f", &path, "--recreate"]);
+    assert_eq!(state(&cluster).0.value, 0);
+    // And what runs is left alone.
+    let out = ok(first, &["apply", "-f", &path, "--recreate"]);
+    assert!(out.contains("unchanged"), "{out}");
+}
+
+#[test]
+fn a_failed_stateless_container_keeps_its_volumes_when_it_is_applied_again() {
+    let name = "a_failed_stateless_container_keeps_its_volumes";
+    let described = Described::stateless(&["/bin/counter", "--listen", "10.77.1.99:7000"]).volume("data", "/data");
+    let described = described.without_healthcheck().restart("on-failure:1").recovery("restart:1").text();
+    let Some(cluster) = common::cluster(name, 1) else { return };
+    let member = &cluster.members[0];
+    let failed = || cluster.wait("it to be failed", PATIENCE, |c| phase(c, 0, "counter") == "failed").unwrap();
+    member.apply(&described).unwrap();
+    failed();
+    let kept = member.node.disk().join("state/containers/counter/volumes/data/kept");
+    fs::write(&kept, "1").unwrap();
+    let since = SystemTime::now();
+    let out = ok(member, &["apply", "-f", &file(member, "app.yaml", &described)]);
+    assert!(out.contains("from image"), "{out}");
+    cluster.wait_for_event("recovery.exhausted", since, 1, PATIENCE).unwrap();
+    assert_eq!(fs::read_to_string(&kept).unwrap(), "1");
+}
+
+#[test]
+fn the_address_of_a_node_is_no_containers() {
+    let name = "the_address_of_a_node_is_no_containers";
+    if cannot_run(name) {
+        return;
+    }
+    let mut cluster = Cluster::without_managers(3, "").unwrap();
+    // The third has not joined yet.
+    cluster.members[0].start_manager().unwrap();
+    cluster.members[1].start_manager().unwrap();
+    let at =
+        |address: &str| counter_with(|service| service["networks"] = json!({"default": {"ipv4_address": address}}));
+    let member = &cluster.members[0];
+    member.apply(&at("10.77.0.3")).unwrap();
+    cluster.wait("it to run", PATIENCE, |cluster| phase(cluster, 0, "counter") == "running").unwrap();
+    let pid = member.node.processes("/bin/counter");
+    // Before anything is ended for it.
+    for (address, node) in [("10.77.0.2", "node n2's"), ("10.77.0.1", "node n1's")] {
+        let path = file(member, "app.yaml", &at(address));
+        let err = refused(member, &["apply", "-f", &path, "--recreate"], 5);
+        assert!(err.contains(address) && err.contains(node) && err.contains("counter"), "{err}");
+    }
+    let other = at("10.77.0.3").replace("\"counter\":{", "\"other\":{");
+    let err = refused(member, &["apply", "-f", &file(member, "other.yaml", &other)], 5);
+    assert!(err.contains("10.77.0.3") && err.contains("container \"counter\""), "{err}");
+    assert_eq!(member.node.processes("/bin/counter"), pid);
+    let joined = cluster.members[2].start_manager().unwrap_err().to_string();
+    assert!(joined.contains("10.77.0.3") && joined.contains("container counter"), "{joined}");
 }
 
 #[test]

@@ -8,9 +8,11 @@ use std::{
 };
 
 use common::{
-    PATIENCE, cannot_run, checkpoint, count,
-    operator::{counter_with, notes, ok, refused, walk},
-    state, with_counter,
+    PATIENCE, cannot_run, checkpoint, count, fill, ids_of, kill_counter, make_room,
+    operator::{counter_with, notes, ok, phase, refused, walk},
+    snapshots, state,
+    watch::Described,
+    with_counter,
 };
 use ha_lab::{clients::counter::Poller, cluster::Cluster, demo::ADDRESS};
 use nix::sys::signal::Signal;
@@ -38,17 +40,98 @@ fn a_restore_puts_back_the_very_state_and_a_failover_after_it_goes_on_from_there
     let since = SystemTime::now();
     ok(&cluster.members[1], &["restore", "counter"]);
     assert_eq!(state(&cluster).0, states[1]);
-    cluster.wait_for_event("checkpoint.committed", since, 1, PATIENCE).unwrap();
+    // One of what it was before, and then one of what it is.
+    cluster.wait_for_event("checkpoint.committed", since, 2, PATIENCE).unwrap();
     let since = SystemTime::now();
     ok(&cluster.members[1], &["restore", "counter", "--snapshot", ids[1]]);
     assert_eq!(state(&cluster).0, states[0]);
     // The state that was chosen is the one that counts from here on.
-    cluster.wait_for_event("checkpoint.committed", since, 1, PATIENCE).unwrap();
+    cluster.wait_for_event("checkpoint.committed", since, 2, PATIENCE).unwrap();
     let err = refused(&cluster.members[0], &["restore", "counter", "--snapshot", "e1-9999"], 4);
     assert!(err.contains("snapshots counter"), "{err}");
     let cut = cluster.members[0].power_cut().unwrap();
     common::wait_until_serving(&cluster, cut.at);
     assert_eq!(state(&cluster).0, states[0]);
+}
+
+#[test]
+fn a_restore_of_a_container_that_works_keeps_what_it_was_before_or_is_refused() {
+    let name = "a_restore_of_a_container_that_works_keeps_what_it_was_before_or_is_refused";
+    let Some(cluster) = with_counter(name, 1) else { return };
+    let member = &cluster.members[0];
+    let before = count(&cluster, 3);
+    checkpoint(&cluster);
+    let (told, id) = (count(&cluster, 4), state(&cluster).1);
+    let wanted = ids_of(&cluster, "manual").remove(0);
+    let out = ok(member, &["restore", "counter"]);
+    assert_eq!(state(&cluster).0, before);
+    // The output says how to go back.
+    let kept = ids_of(&cluster, "manual").remove(0);
+    assert!(kept != wanted && out.contains(&format!("restore counter --snapshot {kept}")), "{out}");
+    ok(member, &["restore", "counter", "--snapshot", &kept, "--discard"]);
+    assert_eq!(state(&cluster), (told, id.clone()));
+    assert_eq!(ids_of(&cluster, "manual"), [kept, wanted.clone()], "--discard took a checkpoint");
+    // What it is now cannot be kept.
+    let told = count(&cluster, 2);
+    fill(&cluster, 0);
+    let err = refused(member, &["restore", "counter", "--snapshot", &wanted], 5);
+    assert!(err.contains("No space left") && err.contains("Nothing was changed") && err.contains("--discard"), "{err}");
+    assert_eq!((state(&cluster), phase(&cluster, 0, "counter")), ((told, id), "running".to_owned()));
+    make_room(&cluster, 0);
+    ok(member, &["restore", "counter", "--snapshot", &wanted, "--discard"]);
+    assert_eq!(state(&cluster).0, before);
+}
+
+#[test]
+fn a_container_that_has_failed_is_restored_without_a_checkpoint_of_that() {
+    let name = "a_container_that_has_failed_is_restored_without_a_checkpoint_of_that";
+    let Some(cluster) = common::cluster(name, 1) else { return };
+    // There is no peer.
+    let described = Described::stateful(&["/bin/counter"]).recovery("failover");
+    cluster.members[0].apply(&described.text()).unwrap();
+    let told = count(&cluster, 3);
+    checkpoint(&cluster);
+    kill_counter(&cluster, 0);
+    cluster.wait("it to be failed", PATIENCE, |cluster| phase(cluster, 0, "counter") == "failed").unwrap();
+    let manual = ids_of(&cluster, "manual");
+    let out = ok(&cluster.members[0], &["restore", "counter"]);
+    assert!(!out.contains("as it was before"), "{out}");
+    assert_eq!((state(&cluster).0, ids_of(&cluster, "manual")), (told, manual));
+}
+
+#[test]
+fn what_a_person_asked_for_outlives_periodic_checkpoints_up_to_a_number_of_its_own() {
+    let name = "what_a_person_asked_for_outlives_periodic_checkpoints";
+    let Some(cluster) = common::cluster(name, 1) else { return };
+    let compose = counter_with(|service| {
+        service["annotations"]["io.ha-manager.state-sensitivity"] = json!("1s");
+        service["annotations"]["io.ha-manager.keep"] = json!("2");
+        service["annotations"]["io.ha-manager.keep-manual"] = json!("2");
+    });
+    cluster.members[0].apply(&compose).unwrap();
+    let told = count(&cluster, 3);
+    checkpoint(&cluster);
+    let asked = ids_of(&cluster, "manual");
+    assert_eq!(asked.len(), 1);
+    let (since, now) = (SystemTime::now(), count(&cluster, 3));
+    // More than `keep`; they are pruned once the container has been up for a while.
+    cluster.wait_for_event("checkpoint.committed", since, 5, PATIENCE).unwrap();
+    cluster.wait("the periodic ones to be pruned", PATIENCE, |cluster| ids_of(cluster, "periodic").len() <= 3).unwrap();
+    assert_eq!(ids_of(&cluster, "manual"), asked);
+    let text = ok(&cluster.members[0], &["snapshots", "counter"]);
+    assert!(text.contains("manual") && text.contains("periodic"), "{text}");
+    // It is what it was.
+    ok(&cluster.members[0], &["restore", "counter", "--snapshot", &asked[0]]);
+    assert_eq!(state(&cluster).0, told);
+    let kept = ids_of(&cluster, "manual").remove(0);
+    ok(&cluster.members[0], &["restore", "counter", "--snapshot", &kept]);
+    assert_eq!(state(&cluster).0, now);
+    // Three were asked for since, and two of them are kept.
+    let gone = |cluster: &Cluster| {
+        let manual = ids_of(cluster, "manual");
+        manual.len() == 2 && !manual.contains(&asked[0])
+    };
+    cluster.wait("the oldest to go", PATIENCE, gone).unwrap();
 }
 
 #[test]

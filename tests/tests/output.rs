@@ -273,6 +273,20 @@ fn the_doctor_says_what_the_node_and_its_store_can_do() {
     assert_eq!(output.status.code().map(i64::from), report["exit_code"].as_i64());
     let output = run(member, &["doctor", "--config", &config.display().to_string()]);
     assert!(texts(&output).0.contains("store"));
+    // What is lost without a capability is found by trying, and said.
+    let gate = checks.iter().find(|check| check["id"] == "network.gate").unwrap();
+    assert_eq!(gate["verdict"], "ok", "{gate}");
+    let without_net_raw = {
+        let mut doctor = member.node.command("setpriv").unwrap();
+        doctor.args(["--bounding-set", "-net_raw", "--"]).arg(ha_lab::cluster::manager_program().unwrap());
+        let output = doctor.args(["doctor", "--json", "--config"]).arg(&config).output().unwrap();
+        let report: Value = serde_json::from_str(&texts(&output).0).unwrap_or_else(|e| panic!("{e}: {output:?}"));
+        let checks = report["checks"].as_array().unwrap();
+        checks.iter().find(|check| check["id"] == "network.gate").unwrap().clone()
+    };
+    assert_eq!(without_net_raw["verdict"], "warn", "{without_net_raw}");
+    assert!(without_net_raw["found"].as_str().unwrap().contains("dropped"), "{without_net_raw}");
+    assert!(without_net_raw["remedy"].as_str().unwrap().contains("CAP_NET_RAW"), "{without_net_raw}");
     let text = fs::read_to_string(&config).unwrap();
     let bad = file(member, "bad.toml", &format!("colour = \"red\"\n{text}"));
     let err = refused(member, &["doctor", "--config", &bad], 1);

@@ -5,7 +5,7 @@ mod common;
 use std::time::Duration;
 
 use common::{
-    PATIENCE, checkpoint, client, count, state,
+    PATIENCE, checkpoint, client, count, exit, state,
     watch::{AGENT, COUNTER, Described, Watched},
 };
 use ha_lab::{clients::counter::Poller, demo::ADDRESS};
@@ -20,12 +20,6 @@ fn served(watched: &Watched) -> usize {
 
 fn wait_until_served(watched: &Watched, times: usize) {
     watched.cluster.wait("the container to serve again", PATIENCE, |_| served(watched) >= times).unwrap();
-}
-
-/// Ends the counter with a code.
-fn exit(watched: &Watched, code: u8) {
-    let ended = client(&watched.cluster, move |counter| Ok(counter.tell(&format!("exit {code}"))));
-    assert!(ended.is_err(), "it answered {ended:?}");
 }
 
 #[test]
@@ -128,7 +122,7 @@ fn a_main_process_that_ends_as_it_should_rests() {
     ] {
         let Some(watched) = Watched::start(name, 1, &described) else { return };
         count(&watched.cluster, 1);
-        exit(&watched, code);
+        exit(&watched.cluster, code);
         watched.wait_for_phase("stopped");
         assert_eq!(watched.events("container.stopped").len(), 1);
         assert_eq!(watched.events("recovery.started"), [], "{}", described.text());
@@ -144,7 +138,7 @@ fn a_main_process_that_fails_where_failures_are_restarted_does_not_rest() {
     let Some(watched) = Watched::start(name, 1, &Described::stateful(&PLAIN).restart("on-failure")) else { return };
     let saved = count(&watched.cluster, 10);
     checkpoint(&watched.cluster);
-    exit(&watched, 3);
+    exit(&watched.cluster, 3);
     wait_until_served(&watched, 1);
     assert_eq!(state(&watched.cluster).0, saved);
     watched.finish();
@@ -167,16 +161,12 @@ fn a_state_that_ends_every_copy_made_of_it_does_not_loop_for_ever_between_the_no
     let described = Described::stateful(&PLAIN).without_healthcheck().recovery("restart:1, failover, older-snapshot:2");
     let Some(watched) = Watched::start(name, 2, &described) else { return };
     client(&watched.cluster, |counter| counter.tell("arm"));
-    // As many as are kept: there is no other state to go back to.
+    // As many as are gone back to.
     (0..3).for_each(|_| checkpoint(&watched.cluster));
     poll(&watched, |_| watched.wait_for_phase("failed"));
-    // A second older state is there only if the first one ended before it was checkpointed again (three are kept).
+    // Whether the first older state was checkpointed again before it ended makes no difference: nothing is pruned for it.
     let expected = ["restart", "failover", "restart", "failover", "restart", "older-snapshot", "older-snapshot"];
-    let steps = watched.steps();
-    assert!(
-        steps.len() >= 6 && expected.starts_with(&steps.iter().map(|step| &**step).collect::<Vec<_>>()),
-        "{steps:?}"
-    );
+    assert_eq!(watched.steps(), expected);
     // And there it stays.
     let before = watched.cluster.events().len();
     watched.cluster.wait_for_looks(2, PATIENCE).unwrap();
@@ -204,6 +194,31 @@ fn a_state_that_ends_every_copy_made_of_it_gives_way_to_the_one_before() {
     });
     assert_eq!(answer.state, saved.next());
     assert_eq!(watched.steps(), ["restart", "older-snapshot"]);
+    watched.finish();
+}
+
+#[test]
+fn snapshots_of_a_state_that_ends_do_not_push_out_the_ones_before_it() {
+    let name = "snapshots_of_a_state_that_ends_do_not_push_out_the_ones_before_it";
+    let described = Described::stateful(&PLAIN).without_healthcheck().recovery("restart:1, older-snapshot:2");
+    let Some(watched) = Watched::start(name, 1, &described) else { return };
+    let saved = count(&watched.cluster, 10);
+    checkpoint(&watched.cluster);
+    client(&watched.cluster, |counter| counter.tell("arm"));
+    (0..2).for_each(|_| checkpoint(&watched.cluster));
+    // As many as are kept: one more, and the good one would go.
+    for times in 1..=3 {
+        let committed = watched.events("checkpoint.committed").len();
+        let ended = client(&watched.cluster, |counter| Ok(counter.incr()));
+        assert!(ended.is_err(), "it answered {ended:?}");
+        wait_until_served(&watched, times);
+        if times == 2 {
+            let again = |_: &_| watched.events("checkpoint.committed").len() > committed;
+            watched.cluster.wait("the older state to be committed anew", PATIENCE, again).unwrap();
+        }
+    }
+    assert_eq!(state(&watched.cluster).0, saved);
+    assert_eq!(watched.steps(), ["restart", "older-snapshot", "older-snapshot"]);
     watched.finish();
 }
 

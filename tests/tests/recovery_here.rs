@@ -10,7 +10,7 @@ use std::{
 };
 
 use common::{
-    PATIENCE, checkpoint, client, count, events_since,
+    PATIENCE, checkpoint, client, count, events_since, fill, make_room,
     operator::{file, ok, refused, run, texts},
     state,
     watch::{AGENT, COUNTER, Described, Watched},
@@ -80,19 +80,6 @@ fn a_container_that_ends_while_its_dump_is_packed_goes_on_from_that_dump() {
     assert_eq!(client(cluster, |counter| counter.get()), told);
     assert_eq!(events_since(cluster, "checkpoint.failed", since), []);
     watched.finish();
-}
-
-const IMAGES: &str = "/run/ha-manager/images";
-
-/// On a node there is no room for what a restore needs.
-fn fill(cluster: &Cluster, member: usize) {
-    let node = &cluster.members[member].node;
-    node.exec(&format!("mkdir -p {IMAGES}")).unwrap();
-    node.exec(&format!("mount -t tmpfs -o size=128k full {IMAGES}")).unwrap();
-}
-
-fn make_room(cluster: &Cluster, member: usize) {
-    cluster.members[member].node.exec(&format!("umount -l {IMAGES}")).unwrap();
 }
 
 #[test]

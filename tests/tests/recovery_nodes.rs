@@ -5,7 +5,7 @@ mod common;
 use std::{collections::BTreeSet, fs, path::PathBuf, time::Duration};
 
 use common::{
-    Damage, PATIENCE, checkpoint, client, count, damage_newest, state,
+    Damage, PATIENCE, checkpoint, client, count, damage, damage_newest, epochs, state,
     watch::{AGENT, COUNTER, Described, Watched},
 };
 use ha_lab::{clients::counter::Poller, cluster::Cluster, demo::ADDRESS};
@@ -205,13 +205,10 @@ fn a_snapshot_no_nodes_cpu_can_run_is_offered_to_the_peer_and_waits_and_no_older
 }
 
 #[test]
-fn a_damaged_snapshot_gives_way_to_the_one_before_after_every_step_that_comes_first() {
-    let name = "a_damaged_snapshot_gives_way_to_the_one_before_after_every_step_that_comes_first";
-    let Some(watched) =
-        Watched::start(name, 2, &Described::stateful(&PLAIN).recovery("restart:1, failover, older-snapshot:1"))
-    else {
-        return;
-    };
+fn a_damaged_snapshot_gives_way_to_the_one_before_on_the_peer_it_was_handed_to() {
+    let name = "a_damaged_snapshot_gives_way_to_the_one_before_on_the_peer_it_was_handed_to";
+    let described = Described::stateful(&PLAIN).recovery("restart:1, failover, older-snapshot:1");
+    let Some(watched) = Watched::start(name, 2, &described) else { return };
     let (_, id) = state(&watched.cluster);
     let saved = count(&watched.cluster, 10);
     checkpoint(&watched.cluster);
@@ -219,16 +216,38 @@ fn a_damaged_snapshot_gives_way_to_the_one_before_after_every_step_that_comes_fi
     checkpoint(&watched.cluster);
     damage_newest(&watched.cluster, Damage::Flipped);
     watched.signal(0, AGENT, Signal::SIGKILL);
-    // Here, on the peer, which gives it back, and here again from the state before.
-    watched.cluster.wait("an older state", PATIENCE * 2, |_| watched.steps().len() == 3).unwrap();
-    watched.wait_until_on(0);
+    // Here, then on the peer, and there from the state before.
+    watched.wait_until_on(1);
     assert_eq!(watched.steps(), ["restart", "failover", "older-snapshot"]);
+    assert_eq!(watched.events("recovery.step")[2].node, "n2");
     assert_eq!(state(&watched.cluster), (saved, id.clone()));
-    // Under its new epoch it is checkpointed, and taken over from there.
+    assert_eq!(epochs(&watched.cluster), [1, 2]);
+    // Under its new epoch it is checkpointed, and recovered from there.
     let told = count(&watched.cluster, 3);
     checkpoint(&watched.cluster);
-    watched.signal(0, COUNTER, Signal::SIGKILL);
+    watched.signal(1, COUNTER, Signal::SIGKILL);
     watched.cluster.wait("the next recovery", PATIENCE, |_| watched.events("recovery.serving").len() == 2).unwrap();
     assert_eq!(state(&watched.cluster), (told, id));
+    watched.finish();
+}
+
+#[test]
+fn what_a_peer_cannot_bring_up_from_any_state_comes_back_once_and_is_given_up() {
+    let name = "what_a_peer_cannot_bring_up_from_any_state_comes_back_once_and_is_given_up";
+    let described = Described::stateful(&PLAIN).recovery("restart:1, failover, older-snapshot:1");
+    let Some(watched) = Watched::start(name, 2, &described) else { return };
+    for _ in 0..2 {
+        count(&watched.cluster, 5);
+        checkpoint(&watched.cluster);
+    }
+    (0..2).for_each(|newer| damage(&watched.cluster, newer, Damage::Flipped));
+    watched.signal(0, AGENT, Signal::SIGKILL);
+    watched.wait_for_phase("failed");
+    assert_eq!(watched.cluster.owner_of("counter"), Some(0));
+    assert_eq!(watched.steps(), ["restart", "failover", "older-snapshot", "older-snapshot"]);
+    let nodes: Vec<String> = watched.events("recovery.step").into_iter().map(|step| step.node).collect();
+    assert_eq!(nodes, ["n1", "n1", "n2", "n1"]);
+    assert_eq!(epochs(&watched.cluster), [1, 2, 3]);
+    assert!(watched.cluster.members.iter().all(|member| member.node.processes(COUNTER).is_empty()));
     watched.finish();
 }

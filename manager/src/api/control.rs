@@ -151,7 +151,7 @@ impl Control for ControlService {
                 }));
             }
         }
-        let order = Order::Restore { snapshot };
+        let order = Order::Restore { snapshot, discard: request.discard };
         self.order(&name, request, order, async |mut peer, request| peer.restore(request).await).await
     }
 

@@ -155,6 +155,8 @@ async fn own(
             // Its directory is gone: so is the container.
             Err(_) if !node.has(name) => return Ok(()),
             Err(_) if follow => tokio::time::sleep(LOOK_EVERY).await,
+            // Nothing of it has run here yet: it is at rest, or being brought up.
+            Err(_) if !channel.exists() => return Ok(()),
             Err(error) => return Err(ApiError::failed(&error)),
         }
     }

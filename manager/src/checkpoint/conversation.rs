@@ -8,7 +8,7 @@
 //!   ── (dumps) ──
 //!   post-dump        ───────────► wait for the copy, stop the clock
 //!   ── (sockets work again) ──
-//!   network-unlock   ───────────► answer, then open the gate
+//!   network-unlock   ───────────► open the gate
 //!   ── (lets the processes run) ──
 //!   DUMP success     ───────────►
 //! ```
@@ -131,11 +131,12 @@ impl<'g> Conversation<'g> {
                     swrk.acknowledge(self.capture.is_ok())?;
                 }
                 "network-unlock" => {
-                    // The answer first: the processes start to run while the gate opens.
-                    swrk.acknowledge(true)?;
+                    // Before the answer: a process that runs may answer at once what it got before the freeze, and what it
+                    // sends into a closed gate is sent again only after TCP's 200 ms.
                     if !self.stay_closed {
                         self.open_gate();
                     }
+                    swrk.acknowledge(true)?;
                 }
                 // Steps we have no part in.
                 _ => swrk.acknowledge(true)?,

@@ -1,10 +1,10 @@
 //! The command line's definition: help, shell completions and the man page come from it.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::spec::NodeName;
+use crate::spec::{NodeName, parse_duration};
 
 /// Keeps containers going: checkpoints their memory, and restores it here or on another node, under the same address.
 #[derive(Debug, Parser)]
@@ -37,7 +37,7 @@ pub enum Command {
     Checkpoint(Name),
     /// List a container's committed snapshots, newest first.
     Snapshots(Listing),
-    /// Put a container back to a snapshot: what it did since is lost.
+    /// Put a container back to a snapshot; what it was before is kept as another one.
     Restore(Restore),
     /// Move a container to another node without losing anything.
     Move(Move),
@@ -80,6 +80,15 @@ pub struct Apply {
     /// Check the file and print what would be applied, as JSON, without asking the manager.
     #[arg(long)]
     pub dry_run: bool,
+    /// Return only when every container of the file runs, is healthy and, if it is stateful, has a committed snapshot.
+    #[arg(long, conflicts_with = "dry_run")]
+    pub wait: bool,
+    /// How long to wait, from when all are applied, e.g. `90s` or `5m`.
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration, requires = "wait")]
+    pub wait_timeout: Duration,
+    /// Print a JSON object for each container, one a line.
+    #[arg(long, conflicts_with = "dry_run")]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -113,6 +122,9 @@ pub struct Restore {
     /// lost. Refused while anything answers at the container's address.
     #[arg(long)]
     pub force: bool,
+    /// Do not checkpoint a container that works before it is put back: what it did since the snapshot is lost.
+    #[arg(long)]
+    pub discard: bool,
 }
 
 #[derive(Debug, Args)]

@@ -31,6 +31,9 @@ pub enum CliError {
     Usage(String),
     #[error("{what}: {source}")]
     Io { what: String, source: std::io::Error },
+    /// What was applied does not do what it should, or not yet.
+    #[error("{0}")]
+    NotReady(String),
     #[error("the checks failed; each line above says what to do")]
     Unfit,
 }
@@ -46,7 +49,7 @@ impl CliError {
                 Code::FailedPrecondition | Code::AlreadyExists | Code::InvalidArgument => 5,
                 _ => 1,
             },
-            CliError::Input(_) | CliError::Io { .. } | CliError::Unfit => 1,
+            CliError::Input(_) | CliError::Io { .. } | CliError::NotReady(_) | CliError::Unfit => 1,
         }
     }
 }

@@ -1,15 +1,17 @@
 //! The command line: what a person types, sent to the manager over its control socket.
 
+mod apply;
 mod args;
 mod ca;
 mod client;
 mod progress;
 mod variables;
 mod view;
+mod wait;
 
 use std::{
     io::{IsTerminal, Write, stdout},
-    path::{Path, PathBuf},
+    path::Path,
     time::Duration,
 };
 
@@ -17,25 +19,19 @@ pub use args::{Cli, Command};
 use clap::CommandFactory;
 pub use client::CliError;
 use ha_proto::control::{
-    ApplyRequest, CheckpointRequest, Event, EventsRequest, LogsRequest, MoveRequest, RemoveRequest, RestoreRequest,
-    SnapshotsRequest, StatusRequest,
+    CheckpointRequest, Event, EventsRequest, LogsRequest, MoveRequest, RemoveRequest, RestoreRequest, SnapshotsRequest,
+    StatusRequest,
 };
 use serde::Serialize;
 
-use crate::{
-    compose,
-    config::NodeConfig,
-    doctor,
-    spec::{ContainerSpec, MountSource},
-    store::Store,
-};
+use crate::{config::NodeConfig, doctor, store::Store};
 
 /// Carries out every command but `run`.
 pub async fn execute(cli: Cli) -> Result<(), CliError> {
     let socket = cli.socket.as_path();
     match cli.command {
         Command::Run(_) => Err(CliError::Input("`run` is not a client command".into())),
-        Command::Apply(args) => apply(socket, args).await,
+        Command::Apply(args) => apply::apply(socket, args).await,
         Command::Status(args) => status(socket, args).await,
         Command::Checkpoint(args) => {
             let stream = client::connect(socket).await?.checkpoint(CheckpointRequest { name: args.name }).await?;
@@ -43,8 +39,8 @@ pub async fn execute(cli: Cli) -> Result<(), CliError> {
         }
         Command::Snapshots(args) => snapshots(socket, args).await,
         Command::Restore(args) => {
-            let request =
-                RestoreRequest { name: args.name, snapshot: args.snapshot.unwrap_or_default(), force: args.force };
+            let args::Restore { name, snapshot, force, discard } = args;
+            let request = RestoreRequest { name, snapshot: snapshot.unwrap_or_default(), force, discard };
             let stream = client::connect(socket).await?.restore(request).await?;
             finish(progress::follow(stream.into_inner()).await?)
         }
@@ -92,10 +88,14 @@ fn manual(command: Option<&str>) -> Result<(), CliError> {
     print(String::from_utf8_lossy(&page).trim_end())
 }
 
-/// Prints a command's result, a JSON object; `message` in it is the sentence for people.
+/// Prints a command's result.
 fn finish(result_json: String) -> Result<(), CliError> {
-    let value: serde_json::Value = serde_json::from_str(&result_json).unwrap_or_default();
-    print(value.get("message").and_then(|m| m.as_str()).unwrap_or("done"))
+    print(sentence(&serde_json::from_str(&result_json).unwrap_or_default()))
+}
+
+/// Of a command's result, a JSON object, the sentence for people.
+fn sentence(result: &serde_json::Value) -> &str {
+    result.get("message").and_then(|message| message.as_str()).unwrap_or("done")
 }
 
 fn print(text: &str) -> Result<(), CliError> {
@@ -114,57 +114,6 @@ fn write_out(text: &[u8]) -> Result<(), CliError> {
 fn print_json<T: Serialize>(value: &T) -> Result<(), CliError> {
     let text = serde_json::to_string(value).map_err(|err| CliError::Input(format!("cannot write JSON: {err}")))?;
     print(&text)
-}
-
-async fn apply(socket: &Path, args: args::Apply) -> Result<(), CliError> {
-    let shown = args.file.display().to_string();
-    let io = |what: String| move |source| CliError::Io { what, source };
-    let text = std::fs::read_to_string(&args.file).map_err(io(format!("cannot read {shown}")))?;
-    let base = args.file.canonicalize().map_err(io(format!("cannot find {shown}")))?;
-    let base: PathBuf = base.parent().unwrap_or(Path::new("/")).to_owned();
-    let variables = variables::Variables::read(&base)?;
-    let file = compose::parse(&text, &shown, &|name| variables.get(name));
-    variables.check()?;
-    let file = file.map_err(|errors| CliError::Input(errors.to_string()))?;
-    for warning in &file.warnings {
-        eprintln!("{warning}");
-    }
-    if args.dry_run {
-        return print_json(&file.containers);
-    }
-    for spec in &file.containers {
-        for mount in &spec.mounts {
-            if let MountSource::HostBind { path } = &mount.source {
-                eprintln!(
-                    "{}: {} is a host bind: it is not in snapshots, a peer needs it too",
-                    spec.name,
-                    path.display()
-                );
-            }
-        }
-    }
-    let mut manager = client::connect(socket).await?;
-    for (index, spec) in file.containers.iter().enumerate() {
-        let spec_json = serde_json::to_string(&spec).map_err(|err| CliError::Input(err.to_string()))?;
-        let request = ApplyRequest { spec_json, base_dir: base.display().to_string(), recreate: args.recreate };
-        let applied = async { finish(progress::follow(manager.apply(request).await?.into_inner()).await?) };
-        if let Err(error) = applied.await {
-            say_where_it_ended(&file.containers, index);
-            return Err(error);
-        }
-    }
-    Ok(())
-}
-
-/// What came before stays as it is; what comes after was not looked at.
-fn say_where_it_ended(containers: &[ContainerSpec], failed: usize) {
-    let names = |specs: &[ContainerSpec]| specs.iter().map(|spec| spec.name.as_str()).collect::<Vec<_>>().join(", ");
-    if failed > 0 {
-        eprintln!("applied before that, and staying: {}", names(&containers[..failed]));
-    }
-    if failed + 1 < containers.len() {
-        eprintln!("not applied: {}", names(&containers[failed + 1..]));
-    }
 }
 
 async fn status(socket: &Path, args: args::Status) -> Result<(), CliError> {

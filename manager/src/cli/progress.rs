@@ -47,7 +47,21 @@ pub fn working(what: &str) -> Working {
     Working(Some(bar))
 }
 
+/// As `working`, but only a terminal shows anything.
+pub fn quiet() -> Working {
+    Working(stderr().is_terminal().then(spinner))
+}
+
 pub struct Working(Option<ProgressBar>);
+
+impl Working {
+    /// What it is that takes a while, on a terminal.
+    pub fn say(&self, what: &str) {
+        if let Some(bar) = &self.0 {
+            bar.set_message(what.to_owned());
+        }
+    }
+}
 
 impl Drop for Working {
     fn drop(&mut self) {

@@ -6,11 +6,16 @@ use super::{
     cursor::{Cursor, Pair, whole_number},
     report::{Pos, Report, allowed, quoted},
 };
-use crate::spec::{RecoveryPolicy, RecoveryStep, StateKind, parse_duration};
+use crate::spec::{RecoveryPolicy, RecoveryStep, StateKind, default_keep_manual, parse_duration};
 
 const PREFIX: &str = "io.ha-manager.";
-pub(super) const KNOWN: [&str; 4] =
-    ["io.ha-manager.state", "io.ha-manager.state-sensitivity", "io.ha-manager.keep", "io.ha-manager.recovery"];
+pub(super) const KNOWN: [&str; 5] = [
+    "io.ha-manager.state",
+    "io.ha-manager.state-sensitivity",
+    "io.ha-manager.keep",
+    "io.ha-manager.keep-manual",
+    "io.ha-manager.recovery",
+];
 const DEFAULT_KEEP: u32 = 3;
 const MAX_KEEP: u64 = 1000;
 const MAX_ATTEMPTS: u64 = 100;
@@ -22,6 +27,7 @@ const STEPS: [&str; 4] = ["restart", "failover", "older-snapshot", "cold-start"]
 pub(super) struct Annotations {
     pub(super) state: StateKind,
     pub(super) keep: u32,
+    pub(super) keep_manual: u32,
     pub(super) recovery: RecoveryPolicy,
     /// The others, for the runtime.
     pub(super) other: BTreeMap<String, String>,
@@ -32,6 +38,7 @@ impl Default for Annotations {
         Self {
             state: StateKind::Stateless,
             keep: DEFAULT_KEEP,
+            keep_manual: default_keep_manual(),
             recovery: RecoveryPolicy::stateless_default(),
             other: BTreeMap::new(),
         }
@@ -43,6 +50,7 @@ struct Ours {
     state: Option<Given<Word>>,
     sensitivity: Option<Given<Duration>>,
     keep: Option<Given<u32>>,
+    keep_manual: Option<Given<u32>>,
     recovery: Option<Given<RecoveryPolicy>>,
 }
 
@@ -75,6 +83,7 @@ pub(super) fn read(cursor: &Cursor<'_>, report: &mut Report) -> Annotations {
         }
     }
     let keep = ours.keep.as_ref().map_or(DEFAULT_KEEP, |keep| keep.value);
+    let keep_manual = ours.keep_manual.as_ref().map_or_else(default_keep_manual, |keep| keep.value);
     // With one of them unread, what the others lack or contradict cannot be told.
     let (state, recovery) = if broken { Default::default() } else { ours.combine(report) };
     let state = state.unwrap_or(StateKind::Stateless);
@@ -82,7 +91,7 @@ pub(super) fn read(cursor: &Cursor<'_>, report: &mut Report) -> Annotations {
         StateKind::Stateful { .. } => RecoveryPolicy::stateful_default(),
         StateKind::Stateless => RecoveryPolicy::stateless_default(),
     });
-    Annotations { state, keep, recovery, other }
+    Annotations { state, keep, keep_manual, recovery, other }
 }
 
 impl Ours {
@@ -103,14 +112,8 @@ impl Ours {
                 }
                 self.sensitivity = given(pair, sensitivity);
             }
-            "keep" => {
-                let number = whole_number(value).filter(|number| (1..=MAX_KEEP).contains(number));
-                let number = number.and_then(|number| u32::try_from(number).ok());
-                self.keep = given(
-                    pair,
-                    number.ok_or_else(|| format!("{} is not a number from 1 to {MAX_KEEP}", quoted(value)))?,
-                );
-            }
+            "keep" => self.keep = given(pair, count(value)?),
+            "keep-manual" => self.keep_manual = given(pair, count(value)?),
             "recovery" => self.recovery = given(pair, recovery(value)?),
             _ => return Err(format!("unknown annotation; {}", allowed(&pair.name, &KNOWN))),
         }
@@ -144,11 +147,18 @@ impl Ours {
         {
             report.error(recovery.at, &recovery.path, "`older-snapshot`: a stateless container has no snapshots");
         }
-        if let (StateKind::Stateless, Some(keep)) = (state, &self.keep) {
+        for keep in [&self.keep, &self.keep_manual].into_iter().flatten().filter(|_| state == StateKind::Stateless) {
             report.warning(keep.at, &keep.path, "has no effect: a stateless container has no snapshots");
         }
         (Some(state), self.recovery.map(|recovery| recovery.value))
     }
+}
+
+/// Of snapshots to be kept.
+fn count(text: &str) -> Result<u32, String> {
+    let number = whole_number(text).filter(|number| (1..=MAX_KEEP).contains(number));
+    let number = number.and_then(|number| u32::try_from(number).ok());
+    number.ok_or_else(|| format!("{} is not a number from 1 to {MAX_KEEP}", quoted(text)))
 }
 
 /// `restart:3, failover, older-snapshot:2, cold-start`: each at most once, in the order they are tried.

@@ -122,6 +122,7 @@ pub(super) fn read(cursor: &Cursor<'_>, lookup: Lookup<'_>, report: &mut Report)
         rlimits,
         state: annotations.state,
         keep: annotations.keep,
+        keep_manual: annotations.keep_manual,
         recovery: annotations.recovery,
         annotations: annotations.other,
     };

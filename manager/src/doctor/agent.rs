@@ -21,7 +21,7 @@ enum Elf {
 
 pub(super) fn check(agent: &Path) -> Check {
     const ID: (&str, &str) = ("agent", "ha-agent");
-    let install = "build it (`cargo build -p ha-agent --release` with `-C target-feature=+crt-static`) and set `agent`";
+    let install = "build it with scripts/build and set `agent`";
     let place = agent.display();
     let (mode, head) = match read(agent) {
         Ok(read) => read,

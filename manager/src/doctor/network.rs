@@ -17,22 +17,52 @@ use netlink_packet_route::{
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::sched::{CloneFlags, unshare};
 
-use super::{Check, tool::chain};
-use crate::network::{TcpSocket, kill_tcp};
+use super::{Check, Verdict, tool::chain};
+use crate::network::{TcpSocket, kill_tcp, try_gate};
 
 const LINKS: (&str, &str) = ("network.links", "bridge and veth");
+const GATE: (&str, &str) = ("network.gate", "the gate of a checkpoint");
 
 pub(super) fn checks() -> Vec<Check> {
     // A network namespace belongs to a thread: with the thread everything in it ends.
     let tried = thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET)?;
-        Ok(links())
+        let links = links();
+        let gate = match links.verdict {
+            Verdict::Ok => gate(),
+            _ => Check::not_applicable(GATE.0, GATE.1, "there are no links to try it with"),
+        };
+        Ok([links, gate])
     });
-    let links = tried.join().unwrap_or(Err(nix::Error::EFAULT)).unwrap_or_else(|error| {
+    let [links, gate] = tried.join().unwrap_or(Err(nix::Error::EFAULT)).unwrap_or_else(|error| {
         let found = format!("cannot make a network namespace: {error}");
-        Check::fail(LINKS.0, LINKS.1, found, "run ha-manager as root, on a kernel with CONFIG_NET_NS")
+        let links = Check::fail(LINKS.0, LINKS.1, found, "run ha-manager as root, on a kernel with CONFIG_NET_NS");
+        [links, Check::not_applicable(GATE.0, GATE.1, "there is no network namespace to try it in")]
     });
-    vec![links, sock_destroy(), names()]
+    vec![links, gate, sock_destroy(), names()]
+}
+
+/// A port is closed, sent to and opened, as a container's is while it is frozen.
+fn gate() -> Check {
+    match try_gate() {
+        Ok(()) => Check::ok(GATE.0, GATE.1, "holds what arrives, and hands it over"),
+        Err(trouble) if trouble.only_drops() => Check::warn(
+            GATE.0,
+            GATE.1,
+            format!(
+                "{}: what arrives while a container is frozen is dropped, so a new connection then takes a second longer, and \
+                 unanswered data 200 ms",
+                chain(&trouble)
+            ),
+            "give ha-manager CAP_NET_RAW, and the kernel packet sockets with PACKET_VNET_HDR (CONFIG_PACKET, modprobe af_packet)",
+        ),
+        Err(trouble) => Check::fail(
+            GATE.0,
+            GATE.1,
+            format!("{}: no checkpoint can be taken", chain(&trouble)),
+            "give ha-manager CAP_NET_ADMIN, and the kernel bridges whose ports' state can be set (CONFIG_BRIDGE, modprobe bridge)",
+        ),
+    }
 }
 
 pub(super) fn uplink(name: Option<&str>) -> Check {

@@ -103,6 +103,9 @@ fn links_are_made_outside_this_network_namespace() {
     }
     let checks = network::checks();
     assert_eq!(check(&checks, "network.links").verdict, Verdict::Ok, "{checks:?}");
+    let gate = check(&checks, "network.gate");
+    assert!(gate.verdict == Verdict::Ok && gate.found.contains("hands it over"), "{gate:?}");
+    assert!(!Path::new("/sys/class/net/ha-trial").exists());
     assert!(!Path::new("/sys/class/net/ha-doctor").exists());
 }
 

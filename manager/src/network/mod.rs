@@ -35,6 +35,7 @@ mod testing;
 mod tests;
 #[cfg(test)]
 mod tests_gate;
+mod trial;
 mod veth;
 
 use std::{
@@ -55,6 +56,7 @@ pub use self::{
     kill::{TcpSocket, kill_tcp},
     probe::{Conflict, ConflictKind, PROBE_TIMEOUT, probe},
     survivors::{ConnectionFate, Fate, ImagesError, SurvivorLimits, SurvivorReport, Survivors},
+    trial::{GateTrouble, try_gate},
 };
 use self::{
     hold::{Hold, Links, Shut},

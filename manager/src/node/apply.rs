@@ -5,13 +5,13 @@ use std::{path::PathBuf, sync::Arc};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
-use super::Node;
+use super::{Node, identity::address_refused};
 use crate::{
     api::ApiError,
     image,
     ownership::{self, Claim, Claimant},
     recovery::{Begin, Command, Order, Phase, ProgressSender},
-    spec::{Condition, ContainerName, ContainerSpec, Dependency, Epoch, ImageRecord, NodeName},
+    spec::{Condition, ContainerName, ContainerSpec, Dependency, Epoch, ImageRecord, NodeName, StateKind},
     store::{
         StoreError,
         apps::{self, App, AppContent, PutApp},
@@ -26,7 +26,7 @@ impl Node {
         base_dir: PathBuf,
         progress: &ProgressSender,
     ) -> Result<(ContainerSpec, ImageRecord), ApiError> {
-        self.check_address(&spec)?;
+        self.check_address(&spec).await?;
         progress.step(format!("{}: making the image {} ready", spec.name, spec.image));
         let image = self.import(&spec, &base_dir, progress).await?;
         Ok((spec, image))
@@ -40,7 +40,15 @@ impl Node {
         let name = spec.name.clone();
         let newest = apps::newest(&self.ctx.store, &name).await.map_err(unavailable)?;
         if newest.and_then(|app| app.content) == Some(AppContent { spec, image }) {
-            return Ok(json!({"message": format!("{name} is unchanged"), "changed": false}));
+            let status = crate::api::gather_status(self, false).await;
+            let there = status.containers.into_iter().find(|container| container.name == name.as_str());
+            return match there.filter(|container| container.phase == Phase::Failed.as_str()) {
+                Some(failed) => Err(ApiError::Refused(format!(
+                    "{name} is unchanged, but failed on {owner} ({}): `ha-manager restore {name}` tries again",
+                    failed.notes.join("; ")
+                ))),
+                None => Ok(json!({"message": format!("{name} is unchanged"), "changed": false})),
+            };
         }
         let here = self.name();
         Err(ApiError::Refused(format!(
@@ -57,7 +65,7 @@ impl Node {
         progress: ProgressSender,
     ) -> Result<Value, ApiError> {
         let name = spec.name.clone();
-        self.check_address(&spec)?;
+        self.check_address(&spec).await?;
         if !self.has(&name) {
             self.not_being_begun(&name).await?;
         }
@@ -66,41 +74,62 @@ impl Node {
         let old = newest.and_then(|app| app.content);
         let content = AppContent { spec, image };
         if let Some(old) = old {
-            let view = self.view(&name);
-            let never_ran = match &view {
-                Some(view) if view.phase == Phase::Failed => self.has_no_snapshot(&name).await?,
-                _ => false,
-            };
-            if let Some(view) = view.filter(|view| !never_ran && matches!(view.phase, Phase::Failed | Phase::Stopped))
-                && !recreate
-            {
-                let why = view.failure.unwrap_or_default();
-                return Err(ApiError::Refused(format!(
-                    "{name} is {}: {why}. `ha-manager restore {name}` puts it back to its last snapshot; apply with --recreate \
-                     begins it anew",
-                    view.phase.as_str()
-                )));
-            }
-            let recreate = recreate || never_ran;
-            if old == content && self.has(&name) && !recreate {
-                return Ok(json!({"message": format!("{name} is unchanged"), "changed": false}));
-            }
-            if self.has(&name) && !never_ran && only_policy_differs(&old, &content) {
-                let app = self.register(generation, content).await?;
-                self.tell(&app).await;
-                return Ok(json!({"message": format!("{name} updated; it goes on running"), "changed": true}));
-            }
-            if !recreate && self.has(&name) {
-                let what = format!(
-                    "{name} runs already and this change needs a new container, which loses its state: apply with --recreate, \
-                     or remove it first with `ha-manager rm {name}`"
-                );
-                return Err(ApiError::Refused(what));
+            let same = old == content || only_policy_differs(&old, &content);
+            let down = self.view(&name).filter(|view| matches!(view.phase, Phase::Failed | Phase::Stopped));
+            let failed = down.as_ref().is_some_and(|view| view.phase == Phase::Failed);
+            // What has no snapshots begins anew from its image in any case; as it was described, with its volumes as they are.
+            let stateless = matches!(old.spec.state, StateKind::Stateless);
+            let never_ran = failed && !(stateless && same) && self.has_no_snapshot(&name).await?;
+            let replace = never_ran || recreate && (down.is_some() || !same);
+            if !replace && self.has(&name) {
+                if !same && down.is_none() {
+                    let what = format!(
+                        "{name} runs already and this change needs a new container, which loses its state: apply with --recreate, \
+                         or remove it first with `ha-manager rm {name}`"
+                    );
+                    return Err(ApiError::Refused(what));
+                }
+                if let Some(view) = down.as_ref().filter(|_| !(failed && same)) {
+                    let (phase, why) = (view.phase.as_str(), view.failure.clone().unwrap_or_default());
+                    return Err(ApiError::Refused(format!(
+                        "{name} is {phase}: {why}. `ha-manager restore {name}` puts it back to its last snapshot; apply with \
+                         --recreate begins it anew"
+                    )));
+                }
+                let changed = old != content;
+                if changed {
+                    let app = self.register(generation, content).await?;
+                    self.tell(&app).await;
+                }
+                return match (down, changed) {
+                    (Some(failed), _) => self.try_again(&name, failed.failure.unwrap_or_default(), progress).await,
+                    (None, true) => {
+                        Ok(json!({"message": format!("{name} updated; it goes on running"), "changed": true}))
+                    }
+                    (None, false) => Ok(json!({"message": format!("{name} is unchanged"), "changed": false})),
+                };
             }
             self.order(&name, Order::Remove, progress.clone()).await?;
         }
         let newest = apps::newest(&self.ctx.store, &name).await.map_err(unavailable)?;
         self.create(newest.map_or(0, |app| app.generation), content, progress).await
+    }
+
+    /// A failed container whose description is what it was: brought up as by `restore`.
+    async fn try_again(&self, name: &ContainerName, why: String, progress: ProgressSender) -> Result<Value, ApiError> {
+        progress.step(format!("{name} had failed: {why}"));
+        let order = Order::Restore { snapshot: None, discard: false };
+        match self.order(name, order, progress).await {
+            Ok(mut done) => {
+                done["changed"] = json!(true);
+                Ok(done)
+            }
+            Err(ApiError::NotFound(none)) => Err(ApiError::Refused(format!(
+                "{name} is failed: {why}; and {none}. `ha-manager restore {name} --snapshot ID` goes back to one of them all the \
+                 same; apply with --recreate begins it anew"
+            ))),
+            Err(error) => Err(error),
+        }
     }
 
     async fn create(
@@ -114,7 +143,7 @@ impl Node {
             self.wait_for(needed, &progress).await?;
         }
         let begun = self.stopping.may_begin().await.map_err(ApiError::Unavailable)?;
-        let identity = self.identity(&content).await.map_err(|err| ApiError::failed(&err))?;
+        let identity = self.identity(&content).await.map_err(address_refused)?;
         let app = self.register(generation, content.clone()).await?;
         self.layers_are_there(&content).await?;
         let store = &self.ctx.store;
@@ -210,20 +239,6 @@ impl Node {
         }
     }
 
-    fn check_address(&self, spec: &ContainerSpec) -> Result<(), ApiError> {
-        let network = &self.ctx.config.network;
-        match spec.network.ipv4 {
-            Some(ip) if !network.is_assignable(ip) => {
-                let subnet = network.subnet();
-                Err(ApiError::Invalid(format!(
-                    "{}: address {ip} cannot be used here: it has to be a free host address in {subnet}, the network of bridge {}",
-                    spec.name, network.bridge
-                )))
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// Waits until a container that another one depends on runs or is healthy, as is asked for, anywhere.
     async fn wait_for(&self, dependency: &Dependency, progress: &ProgressSender) -> Result<(), ApiError> {
         const PATIENCE: std::time::Duration = std::time::Duration::from_secs(120);
@@ -269,6 +284,7 @@ impl Node {
 fn only_policy_differs(old: &AppContent, new: &AppContent) -> bool {
     let mut adjusted = old.spec.clone();
     adjusted.keep = new.spec.keep;
+    adjusted.keep_manual = new.spec.keep_manual;
     adjusted.recovery = new.spec.recovery.clone();
     adjusted.depends_on = new.spec.depends_on.clone();
     let same_kind = std::mem::discriminant(&old.spec.state) == std::mem::discriminant(&new.spec.state);

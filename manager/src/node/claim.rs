@@ -15,7 +15,7 @@ use crate::{
     api::ApiError,
     membership::PeerView,
     network,
-    ownership::Owner,
+    ownership::{self, Owner},
     recovery::{Begin, ProgressSender},
     snapshot::{self, SnapshotHealth},
     spec::{ContainerName, SnapshotId, StateKind},
@@ -86,6 +86,8 @@ impl Node {
         progress.step(format!("claiming {name}, which {} owns under epoch {}", from.node, from.epoch));
         let claim = self.stopping.may_begin().await.map_err(ApiError::Unavailable)?;
         let owner = self.win(name, from.epoch).await.map_err(ApiError::Refused)?;
+        // Whether it was at rest or not: its operator wants it begun.
+        ownership::take_base(&self.ctx.store, name, &owner).await.map_err(|error| unavailable(&error))?;
         let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         let detail = json!({"epoch": owner.epoch, "previous": from.epoch, "ms": ms});
         let text = format!("its operator claimed it from node {} (epoch {})", from.node, owner.epoch);

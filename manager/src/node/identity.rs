@@ -7,7 +7,9 @@ use std::{
 
 use super::Node;
 use crate::{
+    api::ApiError,
     snapshot::NetworkIdentity,
+    spec::ContainerSpec,
     store::{StoreError, addresses, apps::AppContent},
 };
 
@@ -20,23 +22,8 @@ impl Node {
         if let Some(identity) = self.known_identity(content).await? {
             return Ok(identity);
         }
-        let (store, name) = (&self.ctx.store, &content.spec.name);
-        let nodes = self.node_addresses().await?;
-        let ip = match content.spec.network.ipv4 {
-            Some(address) => {
-                if let Some(node) = nodes.get(&address) {
-                    let (node, container) = (node.clone(), name.to_string());
-                    return Err(StoreError::AddressOfNode { address, node, container });
-                }
-                addresses::reserve(store, name, address).await?;
-                address
-            }
-            None => {
-                let mut pool = self.ctx.address_pool();
-                pool.exclude.extend(nodes.into_keys());
-                addresses::allocate(store, name, &pool).await?
-            }
-        };
+        let (wanted, pool) = (content.spec.network.ipv4, self.ctx.address_pool());
+        let ip = addresses::give(&self.ctx.store, &content.spec.name, wanted, pool, &self.node_addresses()).await?;
         Ok(self.identity_at(ip, content))
     }
 
@@ -56,22 +43,51 @@ impl Node {
         NetworkIdentity { ip: id.ip, prefix_len: id.prefix_len, mac: id.mac, gateway: id.gateway }
     }
 
-    /// What is known of the nodes' own addresses: they are on the containers' network, too.
-    async fn node_addresses(&self) -> Result<BTreeMap<Ipv4Addr, String>, StoreError> {
-        let mut known = BTreeMap::new();
-        let mut add = |address: &str, node: String| {
-            if let Ok(SocketAddr::V4(address)) = address.parse() {
-                known.insert(*address.ip(), node);
+    /// Before anything is made or ended for it: whether a container may have the address it asks for.
+    ///
+    /// # Errors
+    /// It is a node's or another container's, or not of the containers' network.
+    pub(super) async fn check_address(&self, spec: &ContainerSpec) -> Result<(), ApiError> {
+        let (name, network) = (&spec.name, &self.ctx.config.network);
+        let Some(address) = spec.network.ipv4 else { return Ok(()) };
+        let mut nodes = self.ctx.store.node_addresses().await.map_err(address_refused)?;
+        nodes.extend(self.node_addresses());
+        if let Some(node) = nodes.remove(&address) {
+            return Err(address_refused(StoreError::AddressOfNode { address, node, container: name.to_string() }));
+        }
+        if !network.is_assignable(address) {
+            return Err(ApiError::Invalid(format!(
+                "{name}: address {address} cannot be used here: it has to be a free host address in {}, the network of bridge {}",
+                network.subnet(),
+                network.bridge
+            )));
+        }
+        let owner = addresses::owner(&self.ctx.store, address).await.map_err(address_refused)?;
+        match owner.filter(|owner| owner != name) {
+            Some(owner) => {
+                let (owner, container) = (owner.to_string(), name.to_string());
+                Err(address_refused(StoreError::AddressTaken { address, owner, container }))
             }
-        };
-        for peer in self.ctx.membership.peers() {
-            add(&peer.address, peer.name.to_string());
+            None => Ok(()),
         }
-        let records = self.ctx.store.node_records().await?;
-        for record in &records {
-            add(&record.address, record.node.to_string());
-        }
-        known.extend(records.into_iter().filter_map(|record| Some((record.bridge?, record.node.to_string()))));
-        Ok(known)
+    }
+
+    /// What this node knows by itself of the nodes' own addresses, which are on the containers' network, too.
+    fn node_addresses(&self) -> BTreeMap<Ipv4Addr, String> {
+        let peers = self.ctx.membership.peers().into_iter().filter_map(|peer| match peer.address.parse() {
+            Ok(SocketAddr::V4(address)) => Some((*address.ip(), peer.name.to_string())),
+            _ => None,
+        });
+        let own = self.ctx.config.network.address.map(|cidr| (cidr.addr, self.name().to_string()));
+        peers.chain(own).collect()
+    }
+}
+
+/// An address that somebody else has is nothing that failed: another one has to be asked for.
+pub(super) fn address_refused(error: StoreError) -> ApiError {
+    match error {
+        StoreError::AddressOfNode { .. } | StoreError::AddressTaken { .. } => ApiError::Refused(error.to_string()),
+        error if error.is_retryable() => ApiError::Unavailable(crate::chain(&error)),
+        error => ApiError::failed(&error),
     }
 }

@@ -27,7 +27,7 @@ use crate::{
     runtime::Runc,
     snapshot::Versions,
     spec::ContainerName,
-    store::{NodeRecord, Store},
+    store::{NodeRecord, Store, addresses},
     tls::Security,
 };
 
@@ -213,6 +213,17 @@ async fn claim_name(store: &Store, config: &NodeConfig, boot: &Boot, address: &s
         at: Utc::now(),
     };
     let there = store.claim_node_name(&wanted).await?;
+    // After it is registered: from here on no container gets it.
+    if let Some(bridge) = wanted.bridge
+        && let Some(container) = addresses::owner(store, bridge).await?
+    {
+        bail!(
+            "the address {bridge} of this node's bridge {name} belongs to container {container}: give the node another \
+             `[network] address` (and `ip address del {bridge}/{prefix} dev {name}`), or remove the container first",
+            name = config.network.bridge,
+            prefix = config.network.subnet().prefix,
+        );
+    }
     if there.nonce != wanted.nonce {
         bail!(
             "the node name {} is taken by the node at {} (since {}): give this node another `node` name, or, if that node is \

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     membership::Liveness,
-    ownership::{self, Claim, Claimant, Owner},
+    ownership::{self, Claim, Claimant, Owner, Rest},
     policy::{self, Candidate, Scope},
     recovery::{Begin, LocalPhase, LocalRecord, Place, clear_leftovers, forget},
     spec::{ContainerName, Epoch, NodeName, RecoveryStep, SnapshotId},
@@ -95,8 +95,8 @@ impl Node {
 
     async fn take(self: &Arc<Self>, name: &ContainerName, app: App, epoch: Epoch, began: Instant, why: String) {
         let Ok(_claim) = self.stopping.may_begin().await else { return };
-        let owner = match self.win(name, epoch).await {
-            Ok(owner) => owner,
+        let (owner, rest) = match self.take_after(name, epoch).await {
+            Ok(taken) => taken,
             Err(text) => {
                 self.events().emit(Some(name), "ownership.lost", &text, json!({"epoch": epoch.next()}));
                 return;
@@ -119,25 +119,34 @@ impl Node {
                 return;
             }
         };
-        self.start(app, content, owner, identity, Begin::TakeOver { scope: Scope::Node, why, next_seq: 1 });
+        let begin = match rest {
+            Some(rest) => Begin::AtRest(Box::new(rest)),
+            None => Begin::TakeOver { scope: Scope::Node, why, next_seq: 1 },
+        };
+        self.start(app, content, owner, identity, begin);
     }
 
-    /// Claims the epoch after `epoch` and settles what may be restored. The error says who won instead.
+    /// Becomes the owner after `epoch`, of a container that may be at rest. The error says who won instead.
+    async fn take_after(&self, name: &ContainerName, epoch: Epoch) -> Result<(Owner, Option<Rest>), String> {
+        let owner = self.win(name, epoch).await?;
+        let taken = ownership::take_over(&self.ctx.store, name, &owner).await.map_err(|error| crate::chain(&error))?;
+        Ok((owner, taken.rest))
+    }
+
+    /// Claims the epoch after `epoch`. The error says who won instead.
     pub(super) async fn win(&self, name: &ContainerName, epoch: Epoch) -> Result<Owner, String> {
         let claimant = Claimant::new(self.name().clone());
         let store = &self.ctx.store;
         // The same claimant again after a lost answer: a claim that stands is recognised.
         let mut tries = 0;
-        let owner = loop {
+        loop {
             match ownership::claim(store, name, Some(epoch), &claimant).await {
-                Ok(Claim::Won(owner)) => break owner,
+                Ok(Claim::Won(owner)) => return Ok(owner),
                 Ok(Claim::Lost(other)) => return Err(format!("node {} was first (epoch {})", other.node, other.epoch)),
                 Err(error) if error.is_retryable() && tries < 3 => tries += 1,
                 Err(error) => return Err(crate::chain(&error)),
             }
-        };
-        ownership::take_base(store, name, &owner).await.map_err(|error| crate::chain(&error))?;
-        Ok(owner)
+        }
     }
 
     /// Begins a container that this node owns and nobody works on: goes on with the copy its record describes, else recovers.
@@ -152,15 +161,14 @@ impl Node {
             None
         });
         let identity = self.identity(&content).await.map_err(|error| text(&error))?;
-        let begin = match record {
-            Some(record) if record.owner == owner && record.phase != LocalPhase::Launching => {
-                Begin::Adopt(Box::new(record))
-            }
-            other => {
-                // The claim may have been the last thing that was done. Where the base is settled this changes nothing.
-                let base = ownership::take_base(&self.ctx.store, &content.spec.name, &owner).await;
-                base.map_err(|error| text(&error))?;
-                let next_seq = other.filter(|record| record.owner == owner).map_or(1, |record| record.next_seq);
+        // The claim may have been the last thing that was done. Where all is settled this changes nothing.
+        let taken = ownership::take_over(&self.ctx.store, &content.spec.name, &owner).await;
+        let rest = taken.map_err(|error| text(&error))?.rest;
+        let begin = match (record.filter(|record| record.owner == owner), rest) {
+            (_, Some(rest)) => Begin::AtRest(Box::new(rest)),
+            (Some(record), None) if record.phase != LocalPhase::Launching => Begin::Adopt(Box::new(record)),
+            (record, None) => {
+                let next_seq = record.map_or(1, |record| record.next_seq);
                 Begin::TakeOver { scope: Scope::Container, why: why.to_owned(), next_seq }
             }
         };
@@ -183,7 +191,10 @@ impl Node {
         }
         let identity = self.identity(&content).await.map_err(|error| crate::chain(&error))?;
         let claim = self.stopping.may_begin().await?;
-        let owner = self.win(name, epoch).await?;
+        let (owner, rest) = self.take_after(name, epoch).await?;
+        if let Some(rest) = rest {
+            return Err(format!("{name} is at rest: {}", rest.why));
+        }
         let taken = owner.epoch;
         let detail = json!({"epoch": taken, "previous": epoch});
         self.events().emit(Some(name), "ownership.claimed", &format!("handed over: epoch {taken}"), detail);

@@ -6,7 +6,7 @@ use chrono::{DateTime, SubsecRound, Utc};
 use futures_util::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 
-use super::History;
+use super::{History, Rest, rest};
 use crate::{
     spec::{ContainerName, Epoch, NodeName, SnapshotId},
     store::{
@@ -64,7 +64,7 @@ impl Claimant {
 /// What became of [`claim`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Claim {
-    /// Call [`take_base`] next; run nothing before.
+    /// Call [`take_over`] or [`take_base`] next; run nothing before.
     Won(Owner),
     /// The newest owner there is.
     Lost(Owner),
@@ -92,13 +92,13 @@ impl OwnershipError {
     }
 }
 
-fn store_error(container: &ContainerName) -> impl Fn(StoreError) -> OwnershipError + '_ {
+pub(super) fn store_error(container: &ContainerName) -> impl Fn(StoreError) -> OwnershipError + '_ {
     move |source| OwnershipError::Store { container: container.clone(), source: Box::new(source) }
 }
 
 /// The newest owner, one who released it included; `None` if nobody ever claimed it.
 pub async fn current(store: &Store, container: &ContainerName) -> Result<Option<Owner>, OwnershipError> {
-    match epochs(store, container).await?.last() {
+    match epochs(store, container).await?.last_key_value() {
         Some((epoch, _)) => owner(store, container, *epoch).await.map(Some),
         None => Ok(None),
     }
@@ -163,19 +163,54 @@ async fn create(
     })
 }
 
-/// Finds what to restore from and settles it: nothing a predecessor commits from now on counts.
+/// What the owner of an epoch found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Taken {
+    /// What to restore from.
+    pub base: Option<SnapshotId>,
+    /// The container is at rest: nothing of it is begun.
+    pub rest: Option<Rest>,
+}
+
+/// Finds what to go on from and settles it: nothing a predecessor commits from now on counts, and a container that was at rest
+/// stays so.
 ///
 /// Called after [`claim`] was won and before anything runs. Repeating it gives the same answer.
 ///
 /// # Errors
 /// [`OwnershipError::Deposed`] if a later owner exists by now.
+pub async fn take_over(store: &Store, container: &ContainerName, owner: &Owner) -> Result<Taken, OwnershipError> {
+    let epochs = settle_before(store, container, owner.epoch).await?;
+    let rest = match epochs.get(&owner.epoch) {
+        // Settled by an earlier call, or at rest since.
+        Some(Recorded { rest: true, .. }) => rest::at_rest(store, container, owner.epoch).await?,
+        Some(Recorded { base: true, .. }) => None,
+        // Before the base: an epoch that has a base and no rest may have begun the container.
+        _ => rest::carry(store, container, &epochs, owner.epoch, &owner.nonce).await?,
+    };
+    Ok(Taken { base: settle_base(store, container, owner, epochs).await?, rest })
+}
+
+/// As [`take_over`], by an order to begin the container, whether it was at rest or not: from here on it is not.
+///
+/// # Errors
+/// As [`take_over`].
 pub async fn take_base(
     store: &Store,
     container: &ContainerName,
     owner: &Owner,
 ) -> Result<Option<SnapshotId>, OwnershipError> {
-    settle_before(store, container, owner.epoch).await?;
-    let history = history(store, container).await?;
+    let epochs = settle_before(store, container, owner.epoch).await?;
+    settle_base(store, container, owner, epochs).await
+}
+
+async fn settle_base(
+    store: &Store,
+    container: &ContainerName,
+    owner: &Owner,
+    epochs: Epochs,
+) -> Result<Option<SnapshotId>, OwnershipError> {
+    let history = history_of(store, container, &epochs).await?;
     // Listed after the claim: the argument in docs/ownership.md rests on this order.
     let committed = committed(store, container).await?;
     let base = history.base_for(owner.epoch, committed);
@@ -185,22 +220,26 @@ pub async fn take_base(
 }
 
 /// Settles the base of every earlier epoch that has none: its owner stalled or died between its claim and its base. Settled
-/// later, it could take away what this owner is about to go on from.
-async fn settle_before(store: &Store, container: &ContainerName, epoch: Epoch) -> Result<(), OwnershipError> {
-    let earlier = async || Ok::<_, OwnershipError>(history(store, container).await?.without_base(epoch));
+/// later, it could take away what this owner is about to go on from. Returns the epochs as they are then.
+async fn settle_before(store: &Store, container: &ContainerName, epoch: Epoch) -> Result<Epochs, OwnershipError> {
     let mut last = None;
-    while let Some(gap) = earlier().await?.filter(|gap| Some(*gap) > last) {
-        let there: Owner = record::read(store, &keys::owner(container, gap)).await.map_err(store_error(container))?;
-        let base = match there.released {
-            true => None,
-            false => history(store, container).await?.base_for(gap, committed(store, container).await?),
+    loop {
+        let listed = epochs(store, container).await?;
+        let history = history_of(store, container, &listed).await?;
+        let Some(gap) = history.without_base(epoch).filter(|gap| Some(*gap) > last) else { return Ok(listed) };
+        let there = owner(store, container, gap).await?;
+        let nonce = Claimant::new(there.node).nonce;
+        let base = if there.released {
+            None
+        } else {
+            rest::carry(store, container, &listed, gap, &nonce).await?;
+            history.base_for(gap, committed(store, container).await?)
         };
-        let record = BaseRecord { base, nonce: Claimant::new(there.node).nonce };
+        let record = BaseRecord { base, nonce };
         // Whoever wrote it: it is settled.
         record::create(store, &keys::base(container, gap), &record).await.map_err(store_error(container))?;
         last = Some(gap);
     }
-    Ok(())
 }
 
 async fn write_base(
@@ -250,15 +289,13 @@ pub async fn check_epoch(store: &Store, container: &ContainerName, held: Epoch) 
 
 /// All epochs and bases of a container.
 pub async fn history(store: &Store, container: &ContainerName) -> Result<History, OwnershipError> {
-    let epochs = epochs(store, container).await?;
+    history_of(store, container, &epochs(store, container).await?).await
+}
+
+async fn history_of(store: &Store, container: &ContainerName, epochs: &Epochs) -> Result<History, OwnershipError> {
     let mut history = History::default();
-    let mut bases = Vec::new();
-    for (epoch, has_base) in epochs {
-        history.add_epoch(epoch);
-        if has_base {
-            bases.push(epoch);
-        }
-    }
+    epochs.keys().for_each(|epoch| history.add_epoch(*epoch));
+    let bases: Vec<Epoch> = epochs.iter().filter(|(_, recorded)| recorded.base).map(|(epoch, _)| *epoch).collect();
     let reads = bases.into_iter().map(|epoch| async move {
         let base: BaseRecord = record::read(store, &keys::base(container, epoch)).await?;
         Ok((epoch, base.base))
@@ -276,7 +313,7 @@ pub async fn claims_since(
     since: DateTime<Utc>,
 ) -> Result<u32, OwnershipError> {
     let mut count = 0;
-    for (epoch, _) in epochs(store, container).await?.into_iter().rev().take(32) {
+    for epoch in epochs(store, container).await?.into_keys().rev().take(32) {
         let claim = owner(store, container, epoch).await?;
         count += u32::from(claim.at >= since && !claim.released);
     }
@@ -325,18 +362,29 @@ async fn owner(store: &Store, container: &ContainerName, epoch: Epoch) -> Result
     Ok(owner)
 }
 
-/// The epochs in order, each with whether its base is recorded.
-async fn epochs(store: &Store, container: &ContainerName) -> Result<Vec<(Epoch, bool)>, OwnershipError> {
+/// What is recorded beside an epoch's owner.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Recorded {
+    pub base: bool,
+    pub rest: bool,
+}
+
+pub(super) type Epochs = BTreeMap<Epoch, Recorded>;
+
+async fn epochs(store: &Store, container: &ContainerName) -> Result<Epochs, OwnershipError> {
     let prefix = keys::owners(container);
     let listed = store.list(&prefix).await.map_err(store_error(container))?;
-    let mut epochs = BTreeMap::new();
+    let mut epochs = Epochs::new();
     for object in &listed {
         let Some(file) = object.key.strip_prefix(&prefix) else { continue };
-        if let Some(epoch) = keys::number(file) {
-            epochs.entry(Epoch(epoch)).or_insert(false);
-        } else if let Some(epoch) = file.strip_suffix(".base").and_then(keys::number) {
-            epochs.insert(Epoch(epoch), true);
+        let (number, beside) = file.split_once('.').map_or((file, None), |(number, beside)| (number, Some(beside)));
+        let Some(epoch) = keys::number(number).map(Epoch) else { continue };
+        match beside {
+            None => drop(epochs.entry(epoch).or_default()),
+            Some("base") => epochs.entry(epoch).or_default().base = true,
+            Some("rest") => epochs.entry(epoch).or_default().rest = true,
+            Some(_) => {}
         }
     }
-    Ok(epochs.into_iter().collect())
+    Ok(epochs)
 }

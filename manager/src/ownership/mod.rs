@@ -5,22 +5,26 @@
 //! committed must never be lost; [`History`] decides that without any clock.
 //!
 //! ```text
-//!             claim(expected = e)                  take_base                       run
+//!             claim(expected = e)                  take_over                       run
 //!   observed ───────────────────► Won(e+1) ───────────────────────► base settled ──────► owner
 //!      ▲            │                 │                                  │                 │
 //!      │            ▼                 │ a later epoch exists             │                 │ ensure_current:
 //!      └───────── Lost                └──────────► Deposed ◄─────────────┴─────────────────┘ a later epoch exists
 //! ```
+//!
+//! A container that has come to rest is owned like any other, and not run ([`Rest`]).
 
 mod claim;
 mod history;
 #[cfg(test)]
 mod model;
+mod rest;
 #[cfg(test)]
 mod tests;
 
 pub use claim::{
-    Claim, Claimant, Owner, OwnershipError, all, check_epoch, claim, claims_since, committed, current, ensure_current,
-    history, release, take_base,
+    Claim, Claimant, Owner, OwnershipError, Taken, all, check_epoch, claim, claims_since, committed, current,
+    ensure_current, history, release, take_base, take_over,
 };
 pub use history::History;
+pub use rest::{Outcome, Rest, at_rest, rest};

@@ -1,5 +1,5 @@
-//! Two nodes and every order of their steps: what is restored never comes from after a take-over, and what was reported
-//! as committed is never lost.
+//! Two nodes and every order of their steps: what is restored never comes from after a take-over, what was reported
+//! as committed is never lost, and what was reported to rest is begun by an order only.
 //!
 //! The model's store is a set of names with atomic operations, as the real one; the decisions are [`History`]'s own.
 //! Each step of a node is one operation on the store, so that a proptest schedule interleaves them freely, stalls a
@@ -16,6 +16,18 @@ use crate::spec::{Epoch, SnapshotId};
 const SECOND_LOOK: bool = true;
 /// Whether an owner settles the bases that earlier epochs lack before its own. Turning it off has to make the test fail.
 const SETTLE_BEFORE: bool = true;
+/// Whether a rest is carried over before the base, and for stalled takers, too. Turning either off has to make the test fail.
+const CARRY_FIRST: bool = true;
+const CARRY_FOR_OTHERS: bool = true;
+/// Whether an owner looks at the epoch again after it wrote down the rest. Turning it off has to make the test fail.
+const LOOK_AFTER_REST: bool = true;
+/// Whether an order begins a resting container under an epoch of its own. Turning it off has to make the test fail.
+const AWAKEN_BY_CLAIM: bool = true;
+/// Whether a node remembers over its crash that it came to rest. Turning it off has to make the test fail.
+const REMEMBER_REST: bool = true;
+
+/// A record of a rest: the epoch under which the container came to rest, and when its owner first wrote it down.
+type Rest = (Epoch, u64);
 
 #[derive(Default)]
 struct World {
@@ -26,12 +38,26 @@ struct World {
     manifests: BTreeMap<SnapshotId, u64>,
     /// When the container started under an epoch: from then on its predecessor's state is another history.
     started: BTreeMap<Epoch, u64>,
+    /// When it was last begun under an epoch.
+    begun: BTreeMap<Epoch, u64>,
+    rests: BTreeMap<Epoch, Rest>,
+    late_rests: Vec<Rest>,
+    /// Epochs whose owner was told that the store knows of the rest.
+    rested: BTreeSet<Epoch>,
+    /// Epochs claimed to begin the container, whether it rested or not.
+    ordered: BTreeSet<Epoch>,
+    /// Those of them whose base was settled: it rests no more.
+    awake: BTreeSet<Epoch>,
+    /// What each node's disk says of a rest.
+    disks: [Option<Rest>; 2],
     acknowledged: BTreeSet<SnapshotId>,
     /// Manifest writes that are still on their way; their writer does not know.
     late: Vec<SnapshotId>,
     /// For the rule that something was tested at all.
     restores: usize,
     refused_late: usize,
+    found_at_rest: usize,
+    awoken: usize,
 }
 
 impl World {
@@ -65,20 +91,45 @@ enum Node {
     ReadHistory {
         epoch: Epoch,
         history: History,
+        rests: BTreeMap<Epoch, Rest>,
     },
-    /// An earlier epoch's base is missing; what it will be, from a listing.
+    /// An earlier epoch's base is missing; what it will be, from a listing, and the rest that is written before it.
     Settling {
         epoch: Epoch,
         gap: Epoch,
         base: Option<SnapshotId>,
+        rest: Option<Rest>,
     },
     Listed {
         epoch: Epoch,
         base: Option<SnapshotId>,
+        rest: Option<Rest>,
+        carried: bool,
     },
     BaseWritten {
         epoch: Epoch,
         base: Option<SnapshotId>,
+        rest: Option<Rest>,
+        carried: bool,
+    },
+    /// Come to rest: not written down yet, written down, and known to count.
+    Resting {
+        epoch: Epoch,
+        rest: Rest,
+    },
+    Told {
+        epoch: Epoch,
+    },
+    AtRest {
+        epoch: Epoch,
+    },
+    /// An order is to begin it.
+    Ordered {
+        epoch: Epoch,
+    },
+    /// Started again, and still the owner by the store.
+    Resumed {
+        epoch: Epoch,
     },
     Running {
         epoch: Epoch,
@@ -111,6 +162,12 @@ enum Event {
     Abandon(usize),
     Arrive(usize),
     Prune(usize),
+    /// The program ends as it may.
+    Rest(usize),
+    ArriveRest(usize),
+    Order(usize),
+    /// The node comes back and finds that it is still the owner.
+    Resume(usize),
 }
 
 fn apply(world: &mut World, nodes: &mut [Node], event: Event) -> Result<(), TestCaseError> {
@@ -123,11 +180,41 @@ fn apply(world: &mut World, nodes: &mut [Node], event: Event) -> Result<(), Test
                 world.create_manifest(id);
             }
         }
-        Event::Delay(n) => {
-            if let Node::Checked { epoch, seq } = nodes[n] {
+        Event::Delay(n) => match nodes[n] {
+            Node::Checked { epoch, seq } => {
                 world.late.push(SnapshotId { epoch, seq });
                 // No answer: the whole upload is repeated later, beginning with the epoch.
                 nodes[n] = Node::Running { epoch, seq };
+            }
+            Node::Resting { rest, .. } => world.late_rests.push(rest),
+            _ => {}
+        },
+        Event::Rest(n) => {
+            if let Node::Running { epoch, .. } = nodes[n] {
+                let rest = (epoch, world.now);
+                world.disks[n] = REMEMBER_REST.then_some(rest);
+                nodes[n] = Node::Resting { epoch, rest };
+            }
+        }
+        Event::ArriveRest(n) => {
+            if !world.late_rests.is_empty() {
+                let rest = world.late_rests.remove(n % world.late_rests.len());
+                world.rests.entry(rest.0).or_insert(rest);
+            }
+        }
+        Event::Order(n) => {
+            if let Node::Resting { epoch, .. } | Node::Told { epoch } | Node::AtRest { epoch } = nodes[n] {
+                nodes[n] = if AWAKEN_BY_CLAIM || world.rests.contains_key(&epoch) {
+                    Node::Ordered { epoch }
+                } else {
+                    begin(world, epoch)?
+                };
+            }
+        }
+        Event::Resume(n) => {
+            let owned = world.newest().filter(|epoch| world.owners.get(epoch) == Some(&n));
+            if let (Node::Watching, Some(epoch)) = (&nodes[n], owned) {
+                nodes[n] = Node::Resumed { epoch };
             }
         }
         Event::Abandon(n) => {
@@ -159,28 +246,78 @@ fn step(world: &mut World, me: usize, node: Node) -> Result<Node, TestCaseError>
             // Create-only: the first one stays.
             if *world.owners.entry(epoch).or_insert(me) == me { Node::Claimed { epoch } } else { Node::Watching }
         }
-        Node::Claimed { epoch } => Node::ReadHistory { epoch, history: world.history() },
-        Node::ReadHistory { epoch, history } if SETTLE_BEFORE && history.without_base(epoch).is_some() => {
+        Node::Claimed { epoch } => Node::ReadHistory { epoch, history: world.history(), rests: world.rests.clone() },
+        Node::ReadHistory { epoch, history, rests } if SETTLE_BEFORE && history.without_base(epoch).is_some() => {
             let gap = history.without_base(epoch).unwrap_or(epoch);
-            Node::Settling { epoch, gap, base: history.base_for(gap, world.manifests.keys().copied()) }
+            let rest = before(gap).and_then(|before| rests.get(&before)).filter(|_| CARRY_FOR_OTHERS).copied();
+            Node::Settling { epoch, gap, base: history.base_for(gap, world.manifests.keys().copied()), rest }
         }
-        Node::Settling { epoch, gap, base } => {
+        Node::Settling { epoch, gap, base, rest: Some(rest) } => {
+            world.rests.entry(gap).or_insert(rest);
+            Node::Settling { epoch, gap, base, rest: None }
+        }
+        Node::Settling { epoch, gap, base, rest: None } => {
             world.bases.entry(gap).or_insert(base);
             Node::Claimed { epoch }
         }
-        Node::ReadHistory { epoch, history } => {
-            Node::Listed { epoch, base: history.base_for(epoch, world.manifests.keys().copied()) }
+        Node::ReadHistory { epoch, history, rests } => {
+            let rest = before(epoch).and_then(|before| rests.get(&before)).copied();
+            let rest = rest.filter(|_| !world.ordered.contains(&epoch));
+            let base = history.base_for(epoch, world.manifests.keys().copied());
+            Node::Listed { epoch, base, rest, carried: false }
         }
-        Node::Listed { epoch, base } => {
+        Node::Listed { epoch, base, rest: Some(rest), carried: false } if CARRY_FIRST => {
+            world.rests.entry(epoch).or_insert(rest);
+            Node::Listed { epoch, base, rest: Some(rest), carried: true }
+        }
+        Node::Listed { epoch, base, rest, carried } => {
+            if world.ordered.contains(&epoch) && !world.bases.contains_key(&epoch) {
+                world.awake.insert(epoch);
+            }
             let base = *world.bases.entry(epoch).or_insert(base);
-            Node::BaseWritten { epoch, base }
+            Node::BaseWritten { epoch, base, rest, carried }
+        }
+        Node::BaseWritten { epoch, base, rest: Some(rest), carried: false } => {
+            world.rests.entry(epoch).or_insert(rest);
+            Node::BaseWritten { epoch, base, rest: Some(rest), carried: true }
         }
         Node::BaseWritten { epoch, .. } if later(world, epoch) => Node::Watching,
-        Node::BaseWritten { epoch, base } => {
+        Node::BaseWritten { epoch, rest: Some(rest), .. } => found_at_rest(world, epoch, rest)?,
+        Node::BaseWritten { epoch, base, .. } => {
             restored(world, epoch, base)?;
-            world.started.insert(epoch, world.now);
-            Node::Running { epoch, seq: 1 }
+            begin(world, epoch)?
         }
+        Node::Resting { epoch, rest } => {
+            world.rests.entry(epoch).or_insert(rest);
+            Node::Told { epoch }
+        }
+        Node::Told { epoch } if LOOK_AFTER_REST && later(world, epoch) => Node::Watching,
+        Node::Told { epoch } => {
+            world.rested.insert(epoch);
+            Node::AtRest { epoch }
+        }
+        Node::AtRest { epoch } if later(world, epoch) => Node::Watching,
+        Node::AtRest { epoch } => Node::AtRest { epoch },
+        Node::Ordered { epoch } => {
+            let epoch = epoch.next();
+            if *world.owners.entry(epoch).or_insert(me) == me {
+                world.ordered.insert(epoch);
+                Node::Claimed { epoch }
+            } else {
+                Node::Watching
+            }
+        }
+        Node::Resumed { epoch } if later(world, epoch) => Node::Watching,
+        Node::Resumed { epoch } if !world.bases.contains_key(&epoch) => {
+            // Whoever ordered it was not answered.
+            world.ordered.remove(&epoch);
+            Node::Claimed { epoch }
+        }
+        Node::Resumed { epoch } => match (world.rests.get(&epoch).copied(), world.disks[me]) {
+            (Some(rest), _) => found_at_rest(world, epoch, rest)?,
+            (None, Some(rest)) if rest.0 == epoch => Node::Resting { epoch, rest },
+            (None, _) => begin(world, epoch)?,
+        },
         Node::Running { epoch, .. } if later(world, epoch) => Node::Watching,
         Node::Running { epoch, seq } => Node::Checked { epoch, seq },
         Node::Checked { epoch, seq } => {
@@ -207,6 +344,36 @@ fn step(world: &mut World, me: usize, node: Node) -> Result<Node, TestCaseError>
             None => Node::Running { epoch, seq },
         },
     })
+}
+
+fn before(epoch: Epoch) -> Option<Epoch> {
+    epoch.0.checked_sub(1).map(Epoch)
+}
+
+/// The container is begun under `epoch`.
+fn begin(world: &mut World, epoch: Epoch) -> Result<Node, TestCaseError> {
+    prop_assert!(!world.rests.contains_key(&epoch), "begun under {epoch:?}, which says that it rests");
+    // A rest holds until an order claims an epoch and settles its base.
+    if let Some(rested) = world.rested.range(..=epoch).next_back().copied() {
+        let awoken = world.awake.range(rested.next()..).next().is_some_and(|awake| *awake <= epoch);
+        prop_assert!(awoken, "it came to rest under {rested:?} and is begun under {epoch:?}");
+    }
+    world.awoken += usize::from(world.ordered.contains(&epoch));
+    world.started.entry(epoch).or_insert(world.now);
+    world.begun.insert(epoch, world.now);
+    let numbers = world.manifests.keys().copied().chain(world.late.iter().copied());
+    let used = numbers.filter(|id| id.epoch == epoch).map(|id| id.seq).max();
+    Ok(Node::Running { epoch, seq: used.unwrap_or(0) + 1 })
+}
+
+/// The owner of `epoch` leaves it at rest: it was not begun since, neither by a later owner nor by the one that says so.
+fn found_at_rest(world: &mut World, epoch: Epoch, (origin, asked): Rest) -> Result<Node, TestCaseError> {
+    let since = world.started.range(origin.next()..).next().filter(|(since, _)| **since < epoch);
+    prop_assert!(since.is_none(), "it rested under {origin:?} and runs since {since:?}, but rests under {epoch:?}");
+    let begun = world.begun[&origin];
+    prop_assert!(begun <= asked, "begun under {origin:?} at {begun}, after it came to rest at {asked}");
+    world.found_at_rest += 1;
+    Ok(Node::AtRest { epoch })
 }
 
 /// The two promises, at the moment a container is restored under `epoch`.
@@ -244,6 +411,25 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
+/// Of a container that comes to rest again and again.
+fn resting() -> impl Strategy<Value = Event> {
+    let node = 0..2_usize;
+    prop_oneof![
+        60 => event(),
+        10 => node.clone().prop_map(Event::Rest),
+        4 => (0..8_usize).prop_map(Event::ArriveRest),
+        20 => node.clone().prop_map(Event::Order),
+        6 => node.prop_map(Event::Resume),
+    ]
+}
+
+fn run(events: impl IntoIterator<Item = Event>) -> Result<World, TestCaseError> {
+    let mut world = World::default();
+    let mut nodes = vec![Node::Watching, Node::Watching];
+    events.into_iter().try_for_each(|event| apply(&mut world, &mut nodes, event))?;
+    Ok(world)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 3000, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
 
@@ -251,11 +437,14 @@ proptest! {
     fn restores_are_never_from_after_a_take_over_and_never_lose_a_commit(
         events in proptest::collection::vec(event(), 50..300),
     ) {
-        let mut world = World::default();
-        let mut nodes = vec![Node::Watching, Node::Watching];
-        for event in events {
-            apply(&mut world, &mut nodes, event)?;
-        }
+        run(events)?;
+    }
+
+    #[test]
+    fn what_rests_is_begun_by_an_order_only_and_what_runs_does_not_rest(
+        events in proptest::collection::vec(resting(), 50..300),
+    ) {
+        run(events)?;
     }
 }
 
@@ -265,15 +454,26 @@ fn schedules_reach_restores_and_late_arrivals() {
     use proptest::{strategy::ValueTree, test_runner::TestRunner};
     let mut runner = TestRunner::deterministic();
     let schedules = proptest::collection::vec(event(), 300);
-    let (mut restores, mut late) = (0, 0);
+    let rests = proptest::collection::vec(resting(), 300);
+    let (mut restores, mut late, mut at_rest, mut awoken) = (0, 0, 0, 0);
     for _ in 0..300 {
-        let mut world = World::default();
-        let mut nodes = vec![Node::Watching, Node::Watching];
-        for event in schedules.new_tree(&mut runner).unwrap().current() {
-            apply(&mut world, &mut nodes, event).unwrap();
-        }
+        let world = run(schedules.new_tree(&mut runner).unwrap().current()).unwrap();
         restores += world.restores;
         late += world.refused_late;
+        let world = run(rests.new_tree(&mut runner).unwrap().current()).unwrap();
+        at_rest += world.found_at_rest;
+        awoken += world.awoken;
     }
     assert!(restores > 1000 && late > 50, "{restores} restores, {late} late snapshots refused");
+    assert!(at_rest > 50 && awoken > 10, "{at_rest} times found at rest, {awoken} times begun by an order");
+}
+
+/// Too rare to wait for: the record of a rest is late, the node is started again meanwhile, and then another takes over.
+#[test]
+fn a_rest_whose_record_is_late_is_remembered_over_a_restart() {
+    let steps = |node, count| std::iter::repeat_n(Event::Step(node), count);
+    let late =
+        [Event::Rest(0), Event::Delay(0), Event::Crash(0), Event::Resume(0), Event::Step(0), Event::ArriveRest(0)];
+    let world = run(steps(0, 6).chain(late).chain(steps(1, 7))).unwrap();
+    assert_eq!((world.begun.len(), world.found_at_rest), (1, 1));
 }

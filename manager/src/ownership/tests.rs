@@ -164,16 +164,12 @@ async fn a_damaged_record_is_named_and_stops_only_its_container() {
 async fn a_base_that_was_never_written_is_settled_by_the_next_owner_and_its_own_comes_too_late() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(&dir).await;
-    let won = async |expected, name: &str| match claim(&store, &container(), expected, &claimant(name)).await.unwrap() {
-        Claim::Won(owner) => owner,
-        Claim::Lost(other) => panic!("lost to {other:?}"),
-    };
-    let first = won(None, "n1").await;
+    let first = won(&store, 0, "n1").await;
     assert_eq!(take_base(&store, &container(), &first).await.unwrap(), None);
     commit(&store, "e1-1").await;
-    let stalled = won(Some(Epoch(1)), "n2").await;
+    let stalled = won(&store, 1, "n2").await;
     commit(&store, "e1-2").await;
-    let third = won(Some(Epoch(2)), "n3").await;
+    let third = won(&store, 2, "n3").await;
     assert_eq!(take_base(&store, &container(), &third).await.unwrap(), Some("e1-2".parse().unwrap()));
     // What came after is nobody's, whoever lists it.
     commit(&store, "e1-3").await;
@@ -182,4 +178,80 @@ async fn a_base_that_was_never_written_is_settled_by_the_next_owner_and_its_own_
     let history = history(&store, &container()).await.unwrap();
     assert!(history.has_base(Epoch(2)) && history.is_valid("e1-2".parse().unwrap()));
     assert!(!history.is_valid("e1-3".parse().unwrap()));
+}
+
+async fn won(store: &Store, expected: u64, name: &str) -> Owner {
+    let expected = (expected > 0).then_some(Epoch(expected));
+    match claim(store, &container(), expected, &claimant(name)).await.unwrap() {
+        Claim::Won(owner) => owner,
+        Claim::Lost(other) => panic!("lost to {other:?}"),
+    }
+}
+
+fn ended(since: &Owner) -> Rest {
+    Rest {
+        outcome: Outcome::Finished,
+        why: "the main process ended with exit code 0".into(),
+        code: Some(0),
+        signal: None,
+        since: since.epoch,
+        at: chrono::Utc::now(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_rests_is_found_so_through_a_chain_of_owners_until_an_order_begins_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(&dir).await;
+    let first = won(&store, 0, "n1").await;
+    assert_eq!(take_over(&store, &container(), &first).await.unwrap(), Taken { base: None, rest: None });
+    commit(&store, "e1-1").await;
+    let end = ended(&first);
+    for _ in 0..2 {
+        rest(&store, &container(), &first, &end).await.unwrap();
+    }
+    // After a restart of its node, on the next one, and where that one was lost between its claim and its base.
+    let found = Taken { base: Some("e1-1".parse().unwrap()), rest: Some(end.clone()) };
+    assert_eq!(take_over(&store, &container(), &first).await.unwrap().rest, Some(end.clone()));
+    let second = won(&store, 1, "n2").await;
+    assert_eq!(take_over(&store, &container(), &second).await.unwrap(), found);
+    assert_eq!(take_over(&store, &container(), &second).await.unwrap(), found);
+    let stalled = won(&store, 2, "n1").await;
+    let fourth = won(&store, 3, "n2").await;
+    assert_eq!(take_over(&store, &container(), &fourth).await.unwrap(), found);
+    assert_eq!(at_rest(&store, &container(), stalled.epoch).await.unwrap(), Some(end));
+    // An order: from here on nobody finds it at rest.
+    let ordered = won(&store, 4, "n2").await;
+    assert_eq!(take_base(&store, &container(), &ordered).await.unwrap(), found.base);
+    assert_eq!(take_over(&store, &container(), &ordered).await.unwrap().rest, None);
+    let next = won(&store, 5, "n1").await;
+    assert_eq!(take_over(&store, &container(), &next).await.unwrap(), Taken { rest: None, ..found });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rest_that_a_deposed_owner_writes_down_does_not_count_once_the_container_was_begun() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(&dir).await;
+    let first = won(&store, 0, "n1").await;
+    take_over(&store, &container(), &first).await.unwrap();
+    let second = won(&store, 1, "n2").await;
+    assert_eq!(take_over(&store, &container(), &second).await.unwrap().rest, None);
+    let late = rest(&store, &container(), &first, &ended(&first)).await.unwrap_err();
+    assert!(matches!(&late, OwnershipError::Deposed { by, .. } if by.epoch == Epoch(2)), "{late}");
+    assert_eq!(take_over(&store, &container(), &second).await.unwrap().rest, None);
+    let third = won(&store, 2, "n1").await;
+    assert_eq!(take_over(&store, &container(), &third).await.unwrap().rest, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_container_of_which_the_predecessor_rested_is_used_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(&dir).await;
+    let first = won(&store, 0, "n1").await;
+    take_over(&store, &container(), &first).await.unwrap();
+    rest(&store, &container(), &first, &ended(&first)).await.unwrap();
+    release(&store, &container(), first.epoch, &claimant("n1")).await.unwrap();
+    let next = won(&store, 2, "n2").await;
+    assert_eq!(take_over(&store, &container(), &next).await.unwrap(), Taken { base: None, rest: None });
+    assert_eq!(all(&store).await.unwrap()[&container()].as_ref().unwrap(), &next);
 }

@@ -11,6 +11,7 @@
 //! attempt that fails is followed by the next; when none is left the container is failed and waits for its operator.
 //! A peer that is to take a container over needs something to begin from: [`newest`]. A taker of a lost node that cannot
 //! bring the container up itself offers it to the other peers, before a cold start.
+//! A peer that was handed a container tries older snapshots, too ([`handed`]), before it says that it cannot.
 //! (Recovery by scope: Li, Kanso and Gherbi 2015, Fig. 6.)
 
 use crate::spec::{NodeName, RecoveryPolicy, RecoveryStep, SnapshotId};
@@ -98,9 +99,29 @@ fn takers(situation: &Situation) -> impl Iterator<Item = Attempt> {
     situation.peers.iter().filter(move |_| may).map(|node| Attempt::Peer { node: node.clone() })
 }
 
+/// States before the newest, as far as the step goes.
+fn older(situation: &Situation, max: u32) -> impl Iterator<Item = Source> {
+    let healthy = situation.snapshots.iter().filter(|snapshot| snapshot.healthy && situation.stateful);
+    let untried = healthy.skip(1).filter(|snapshot| !situation.tried.contains(&snapshot.id));
+    untried.take(max.saturating_sub(situation.recent_older) as usize).map(|snapshot| Source::Snapshot(snapshot.id))
+}
+
+/// What a peer tries of a container that its owner hands over: its newest state, then older ones as far as its policy goes.
+/// Never without its state, and no further peer: its owner takes it back and goes on.
+pub fn handed(policy: &RecoveryPolicy, situation: &Situation) -> Vec<Attempt> {
+    let newest = newest(situation.stateful, &situation.snapshots);
+    let mut attempts: Vec<Attempt> =
+        newest.into_iter().map(|from| Attempt::Here { from, step: RecoveryStep::Failover }).collect();
+    for &step in &policy.steps {
+        if let RecoveryStep::OlderSnapshot { max } = step {
+            attempts.extend(older(situation, max).map(|from| Attempt::Here { from, step }));
+        }
+    }
+    attempts
+}
+
 /// The attempts to make, in order; empty when the policy has nothing (more) to offer.
 pub fn plan(policy: &RecoveryPolicy, situation: &Situation) -> Vec<Attempt> {
-    let snapshots: Vec<SnapshotId> = situation.snapshots.iter().filter(|s| s.healthy).map(|s| s.id).collect();
     let newest = newest(situation.stateful, &situation.snapshots);
     let mut attempts = Vec::new();
     for &step in &policy.steps {
@@ -117,11 +138,7 @@ pub fn plan(policy: &RecoveryPolicy, situation: &Situation) -> Vec<Attempt> {
             }
             RecoveryStep::Failover => attempts.extend(takers(situation)),
             RecoveryStep::OlderSnapshot { max } => {
-                let left = max.saturating_sub(situation.recent_older);
-                let untried = snapshots.iter().skip(1).filter(|id| !situation.tried.contains(id));
-                let older = untried.take(left as usize);
-                let older = older.filter(|_| situation.stateful);
-                attempts.extend(older.map(|id| Attempt::Here { from: Source::Snapshot(*id), step }));
+                attempts.extend(older(situation, max).map(|from| Attempt::Here { from, step }));
             }
             // What has no state loses nothing by beginning again and again; the agent's back-off paces it.
             RecoveryStep::ColdStart if situation.stateful && situation.recent_cold_starts > 0 => {}
@@ -193,6 +210,20 @@ mod tests {
         assert_eq!(sources(&plan(&policy, &taken)), ["e1-2", "e1-1", "b", "image"]);
         taken.recent_failovers = 2;
         assert_eq!(sources(&plan(&policy, &taken)), ["e1-2", "e1-1", "image"]);
+    }
+
+    #[test]
+    fn who_is_handed_a_container_climbs_older_states_and_neither_hands_it_on_nor_loses_the_state() {
+        let mut policy = RecoveryPolicy::stateful_default();
+        policy.steps.push(RecoveryStep::ColdStart);
+        let mut given = situation(Scope::Node);
+        assert_eq!(sources(&handed(&policy, &given)), ["e1-2", "e1-1"]);
+        policy.steps.retain(|step| !matches!(step, RecoveryStep::OlderSnapshot { .. }));
+        assert_eq!(sources(&handed(&policy, &given)), ["e1-2"]);
+        given.snapshots = vec![snap(2, false)];
+        assert_eq!(handed(&policy, &given), []);
+        (given.stateful, given.snapshots) = (false, Vec::new());
+        assert_eq!(sources(&handed(&policy, &given)), ["image"]);
     }
 
     #[test]

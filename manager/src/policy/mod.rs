@@ -11,7 +11,7 @@ mod ladder;
 mod placement;
 mod schedule;
 
-pub use backoff::Backoff;
-pub use ladder::{Attempt, KnownSnapshot, Scope, Situation, Source, newest, plan};
+pub use backoff::{Backoff, SETTLED};
+pub use ladder::{Attempt, KnownSnapshot, Scope, Situation, Source, handed, newest, plan};
 pub use placement::{Candidate, rank};
 pub use schedule::Schedule;

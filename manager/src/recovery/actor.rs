@@ -20,6 +20,7 @@ use super::{
     order::{Command, Order, ProgressSender},
     place::Place,
     record::{LocalPhase, LocalRecord, RECORD_VERSION},
+    rest::Resting,
     shipping::{Shipping, ShippingView},
     teardown::{self, Extent, TeardownError},
     unfit::Asked,
@@ -30,8 +31,8 @@ use crate::{
     agentlink::{Watchdog, WatchdogConfig},
     api::ApiError,
     node::Ctx,
-    ownership::Owner,
-    policy::{Backoff, Schedule, Scope, Source},
+    ownership::{Owner, Rest},
+    policy::{Backoff, SETTLED, Schedule, Scope, Source},
     snapshot::{NetworkIdentity, SnapshotKind},
     spec::{ContainerName, RecoveryStep, SnapshotId, StateKind},
     store::apps::{App, AppContent},
@@ -52,7 +53,7 @@ pub enum Begin {
         /// The number of its next snapshot: higher than 1 when this node took some under the same epoch.
         next_seq: u64,
     },
-    /// Handed over by its owner: this snapshot and no other.
+    /// Handed over by its owner: this snapshot and no other, or the newest that comes up.
     Handed { snapshot: Option<SnapshotId>, reply: oneshot::Sender<Result<(), String>> },
     /// Claimed by its operator from an owner that does not answer.
     Claimed {
@@ -60,6 +61,8 @@ pub enum Begin {
         progress: ProgressSender,
         reply: oneshot::Sender<Result<serde_json::Value, ApiError>>,
     },
+    /// It is at rest, and this node has become its owner or owns it again.
+    AtRest(Box<Rest>),
     /// The manager was restarted and finds its copy.
     Adopt(Box<LocalRecord>),
 }
@@ -110,6 +113,10 @@ pub(super) struct Actor {
     pub waiting: Vec<(SnapshotId, oneshot::Sender<Result<serde_json::Value, ApiError>>)>,
     /// The agent's program that the copy runs.
     pub agent_digest: String,
+    /// It is at rest. From then on nothing is begun under this epoch.
+    pub(super) resting: Option<Resting>,
+    /// From then on old snapshots may go.
+    prune_at: Option<Instant>,
     /// How often in a row it ended soon.
     pub(super) backoff: Backoff,
     /// The last wait for something that was away; none since the container was up.
@@ -170,9 +177,11 @@ pub fn spawn(
     let shipping = Shipping::start(Arc::clone(&ctx), name.clone(), place.clone(), owner.epoch);
     let log = shipping.view();
     let actor = Actor {
-        uploads: Uploads::start(setting(&ctx, &name, &place), &owner, content.spec.keep),
+        uploads: Uploads::start(setting(&ctx, &name, &place), &owner, (&content.spec).into()),
         shipping,
         agent_digest: ctx.agent.digest(),
+        resting: None,
+        prune_at: None,
         backoff: Backoff::default(),
         waited: None,
         conflict: false,
@@ -239,13 +248,14 @@ impl Actor {
             }
             Begin::Handed { snapshot, reply } => self.handed(snapshot, reply).await,
             Begin::Claimed { snapshot, progress, reply } => {
-                let flow = self.order_restore(snapshot, progress, reply).await;
+                let flow = self.order_restore(snapshot, false, progress, reply).await;
                 if flow.is_continue() && self.view.get().phase == Phase::Starting {
                     // Claimed, and not even begun: from here on it is this node's like any other.
                     return self.recover(Scope::Node, "its operator claimed it".into()).await;
                 }
                 flow
             }
+            Begin::AtRest(rest) => self.found_at_rest(*rest).await,
             Begin::Adopt(record) => self.adopt(*record).await,
         }
     }
@@ -278,9 +288,12 @@ impl Actor {
 
     fn wake(&self) -> Instant {
         match &self.state {
-            State::Up(_) => self.schedule.as_ref().map_or(self.next_ping, |s| s.due().min(self.next_ping)),
+            State::Up(_) => {
+                let due = self.schedule.as_ref().map(Schedule::due);
+                self.next_ping.min(due.unwrap_or(self.next_ping)).min(self.prune_at.unwrap_or(self.next_ping))
+            }
             State::Down(Down::Waiting { until, .. }) => *until,
-            State::Down(Down::Resting) => Instant::now() + Duration::from_secs(3600),
+            State::Down(Down::Resting) => self.tell_at().unwrap_or_else(|| Instant::now() + Duration::from_secs(3600)),
         }
     }
 
@@ -293,12 +306,16 @@ impl Actor {
             let (scope, why) = (*scope, why.clone());
             return self.recover(scope, why).await;
         }
+        if self.tell_at().is_some_and(|at| now >= at) {
+            return self.tell_rest().await;
+        }
+        self.prune_again();
         if now >= self.next_ping {
             self.next_ping = now + PING_EVERY;
             match self.ping().await {
                 Found::Well => {}
                 Found::Lost(scope, why) => return self.lost(scope, why).await,
-                Found::Done(why) => return self.rest(why).await,
+                Found::Done(end) => return self.finished(&end).await,
             }
         }
         if self.schedule.as_ref().is_some_and(|s| s.due() <= Instant::now()) && matches!(self.state, State::Up(_)) {
@@ -315,7 +332,7 @@ impl Actor {
         match command {
             Command::Order { order, progress, reply } => match order {
                 Order::Checkpoint => self.order_checkpoint(progress, reply).await,
-                Order::Restore { snapshot } => self.order_restore(snapshot, progress, reply).await,
+                Order::Restore { snapshot, discard } => self.order_restore(snapshot, discard, progress, reply).await,
                 Order::Move { to } => self.order_move(to, progress, reply).await,
                 Order::Remove => self.order_remove(progress, reply).await,
             },
@@ -344,10 +361,10 @@ impl Actor {
 
     /// What the next manager is to make of the copy as it is now.
     pub(super) fn local_phase(&self) -> LocalPhase {
-        match (&self.state, self.view.get().phase) {
-            (State::Up(_), _) => LocalPhase::Up,
-            (State::Down(_), Phase::Stopped) => LocalPhase::Stopped,
-            (State::Down(_), _) => LocalPhase::Launching,
+        match &self.state {
+            State::Up(_) => LocalPhase::Up,
+            State::Down(_) if self.resting.is_some() => LocalPhase::Stopped,
+            State::Down(_) => LocalPhase::Launching,
         }
     }
 
@@ -388,16 +405,6 @@ impl Actor {
         ControlFlow::Break(())
     }
 
-    /// The container ended as it should.
-    pub(super) async fn rest(&mut self, why: String) -> ControlFlow<()> {
-        self.event("container.stopped", &why, json!({}));
-        // Reported; what is left has no process any more that could do something.
-        let _ = self.clear(Extent::Running).await;
-        self.view.update(|view| (view.phase, view.pid, view.failure) = (Phase::Stopped, 0, Some(why)));
-        self.save(LocalPhase::Stopped);
-        ControlFlow::Continue(())
-    }
-
     /// The copy is up: from here on it is watched and checkpointed.
     pub(super) fn up(&mut self, live: Live) {
         let pid = live.pid.cast_unsigned();
@@ -407,9 +414,18 @@ impl Actor {
         self.watchdog = Watchdog::new(WatchdogConfig::default(), Instant::now());
         (self.waited, self.conflict, self.unfit) = (None, false, None);
         self.next_ping = Instant::now() + PING_EVERY;
-        self.uploads.may_prune(true);
+        self.prune_at = Some(Instant::now() + SETTLED);
         self.state = State::Up(Box::new(live));
         self.save(LocalPhase::Up);
+    }
+
+    /// Old snapshots may go while the container is up and has shown that it stays so: until then one of them may have to be gone
+    /// back to, and must not give way to snapshots of a state that ends.
+    pub(super) fn prune_again(&mut self) {
+        if matches!(self.state, State::Up(_)) && self.prune_at.is_none_or(|at| Instant::now() >= at) {
+            self.prune_at = None;
+            self.uploads.may_prune(true);
+        }
     }
 
     /// Ends the copy here, whatever state it is in, and clears it away. After an error, which has been reported, it may still
@@ -452,6 +468,7 @@ impl Actor {
             incarnation,
             next_seq: self.next_seq,
             last_committed: self.last_committed,
+            rest: self.resting.as_ref().map(|resting| resting.rest.clone()),
         };
         // It waits for the disk.
         if let Err(error) = tokio::task::block_in_place(|| record.save(&self.place)) {

@@ -9,7 +9,6 @@ use super::{
     launch,
     live::{Live, first_answer},
     record::{LocalPhase, LocalRecord},
-    view::Phase,
 };
 use crate::{
     agentlink::AgentLink,
@@ -27,8 +26,7 @@ impl Actor {
         self.next_seq = record.next_seq;
         self.last_committed = record.last_committed;
         if record.phase == LocalPhase::Stopped {
-            self.view.update(|view| view.phase = Phase::Stopped);
-            return ControlFlow::Continue(());
+            return self.still_at_rest(record.rest).await;
         }
         match self.find(&record).await {
             Ok(live) => {

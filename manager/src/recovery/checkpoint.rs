@@ -186,7 +186,7 @@ impl Actor {
             let name = PartName::volume(&volume).map_err(|error| error.to_string())?;
             parts.push(PartSource { name, dir: staging.join(volume_dir(&volume)) });
         }
-        self.uploads.push(Job { meta, parts, staging, frozen_at, wall: report.wall, keep: self.app.spec.keep });
+        self.uploads.push(Job { meta, parts, staging, frozen_at, wall: report.wall, keep: (&self.app.spec).into() });
         Ok(id)
     }
 

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     ownership::OwnershipError,
-    snapshot::{self, Pruned, Queue, SnapshotError},
+    snapshot::{self, Keep, Pruned, Queue, SnapshotError},
     spec::{Epoch, SnapshotId},
 };
 
@@ -174,7 +174,7 @@ impl Committer {
     }
 
     /// The newest is safe; what is too many is removed now or after a later one.
-    async fn prune(&self, keep: u32, epoch: Epoch) -> Pruned {
+    async fn prune(&self, keep: Keep, epoch: Epoch) -> Pruned {
         let _busy = self.shared.pruning.busy.lock().await;
         if !self.shared.pruning.allowed.load(Ordering::SeqCst) {
             return Pruned::default();

@@ -27,7 +27,7 @@ pub(super) fn sentence(end: &ProcessEnded) -> String {
     text
 }
 
-/// The detail of `process.ended`.
+/// The detail of `process.ended` and `container.stopped`.
 pub(super) fn facts(end: &ProcessEnded) -> Value {
     let mut facts = json!({"code": end.code, "ran_ms": end.ran_ms, "last_output": last_lines(end.last_output.iter())});
     if let Some(signal) = signal_name(end.signal) {
@@ -39,7 +39,7 @@ pub(super) fn facts(end: &ProcessEnded) -> Value {
     facts
 }
 
-fn signal_name(number: i32) -> Option<String> {
+pub(super) fn signal_name(number: i32) -> Option<String> {
     match (number, Signal::try_from(number)) {
         (1.., Ok(signal)) => Some(signal.as_str().to_owned()),
         (1.., Err(_)) => Some(format!("signal {number}")),

@@ -11,7 +11,7 @@ use super::{
     teardown::Extent,
 };
 use crate::{
-    ownership::{self, Claim, Claimant, Owner, OwnershipError},
+    ownership::{self, Claim, Claimant, Owner, OwnershipError, Rest},
     spec::{Epoch, NodeName, SnapshotId},
 };
 
@@ -26,7 +26,7 @@ pub(super) enum Handover {
     Refused(String),
     /// Somebody else owns it by now.
     Deposed(Owner),
-    /// Who owns it is not settled: something that was heard meanwhile is heeded first.
+    /// Nothing of it is begun here: something that was heard meanwhile is heeded first, or it was found at rest.
     Interrupted,
     /// Who owns it cannot be settled by trying again.
     Stuck(String),
@@ -43,6 +43,8 @@ pub(super) enum NotOffered {
 /// Why it is not this node's again.
 enum NotBack {
     Lost(Owner),
+    /// It is, and came to rest on the peer.
+    AtRest(Box<Rest>),
     /// The store is away: the same again.
     Away(String),
     Hopeless(String),
@@ -146,6 +148,10 @@ impl Actor {
                     continue;
                 }
                 Err(NotBack::Lost(owner)) => return Handover::Deposed(owner),
+                Err(NotBack::AtRest(rest)) => {
+                    let _ = self.found_at_rest(*rest).await;
+                    return Handover::Interrupted;
+                }
                 Err(NotBack::Hopeless(cause)) => {
                     let text = format!("{text}; and it cannot be taken back: {cause}");
                     self.event("recovery.exhausted", &text, json!({"cause": cause}));
@@ -179,15 +185,15 @@ impl Actor {
             Claim::Lost(owner) if owner.node == self.ctx.config.node && !owner.released => owner,
             Claim::Lost(owner) => return Err(NotBack::Lost(owner)),
         };
-        ownership::take_base(store, name, &owner).await.map_err(NotBack::from)?;
+        let taken = ownership::take_over(store, name, &owner).await.map_err(NotBack::from)?;
         let detail = json!({"epoch": owner.epoch, "previous": self.owner.epoch});
         self.event("ownership.claimed", "taken back", detail);
         self.own(owner);
-        Ok(())
+        taken.rest.map_or(Ok(()), |rest| Err(NotBack::AtRest(Box::new(rest))))
     }
 
     /// Owner under a new epoch: snapshots are counted anew.
-    fn own(&mut self, owner: Owner) {
+    pub(super) fn own(&mut self, owner: Owner) {
         self.view.update(|view| view.owner = owner.clone());
         self.owner = owner;
         self.next_seq = 1;

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ha_proto::agent::{Event, Health, Phase as AgentPhase, event::Kind};
+use ha_proto::agent::{Event, Health, Phase as AgentPhase, ProcessEnded, event::Kind};
 use serde_json::json;
 
 use super::{
@@ -29,7 +29,7 @@ pub(super) enum Found {
     Well,
     Lost(Scope, String),
     /// The main process ended as it was meant to.
-    Done(String),
+    Done(ProcessEnded),
 }
 
 impl Actor {
@@ -42,9 +42,7 @@ impl Actor {
                 self.view.update(|view| view.health = health_name(&status));
                 // Said by events too; asked here because an event can be lost.
                 match (status.phase(), status.last_end) {
-                    (AgentPhase::Ended, Some(end)) if rests(self.app.spec.restart, end.code) => {
-                        Found::Done(ending::sentence(&end))
-                    }
+                    (AgentPhase::Ended, Some(end)) if rests(self.app.spec.restart, end.code) => Found::Done(end),
                     (AgentPhase::Ended, end) => {
                         let said = end.as_ref().map_or("the main process has ended".to_owned(), ending::sentence);
                         Found::Lost(Scope::Process, said)
@@ -90,7 +88,7 @@ impl Actor {
                 let said = ending::sentence(&ended);
                 self.event("process.ended", &said, ending::facts(&ended));
                 if rests(self.app.spec.restart, ended.code) {
-                    return self.rest(said).await;
+                    return self.finished(&ended).await;
                 }
                 if !stateful {
                     return ControlFlow::Continue(());

@@ -14,6 +14,7 @@
 //!   │ recovering │ ◄──────────┘   │          attempts exhausted      ┌────────┐
 //!   │            │ ───────────────┘ ───────────────────────────────► │ failed │── order ─► recovering
 //!   └────────────┘                                                   └────────┘
+//!   main process ended as it may: running ─► stopped; stopped and failed are at rest until an order, whoever owns it then
 //!   from every state: deposed (a later epoch exists) → the copy is cleared away, the actor ends
 //!                     removed                        → as deposed, and the container's objects are deleted
 //!                     moved                          → last checkpoint, copy cleared away, the peer restores
@@ -24,8 +25,10 @@
 mod actor;
 mod adopt;
 mod checkpoint;
+mod commit_wait;
 mod committer;
 mod ending;
+mod handed;
 mod handover;
 mod heed;
 mod launch;
@@ -33,11 +36,13 @@ mod leave;
 mod live;
 mod moving;
 mod order;
+mod order_restore;
 mod orders;
 mod packer;
 mod place;
 mod record;
 mod recover;
+mod rest;
 mod restore;
 mod shipping;
 mod teardown;

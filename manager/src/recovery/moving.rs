@@ -19,7 +19,8 @@ use serde_json::json;
 
 use super::{
     actor::{Actor, State},
-    checkpoint::{NoCheckpoint, open_gate},
+    checkpoint::open_gate,
+    commit_wait::Stopped,
     handover::Handover,
     launch,
     order::{Command, Order, ProgressSender},
@@ -27,7 +28,6 @@ use super::{
     place::Volumes,
     recover::ms,
     teardown::Extent,
-    upload::Report,
     view::Phase,
 };
 use crate::{
@@ -41,25 +41,8 @@ use crate::{
 /// What the last commit may take beyond a multiple of the one before: a store that answers is not always as quick.
 const SLACK: Duration = Duration::from_secs(2);
 
-/// Why a move stops before anything was ended here; the container is on the network.
-enum Stopped {
-    Failed(String),
-    /// It does not run here any more, or cannot be reached.
-    Broken(String),
-    /// By something that was heard meanwhile and is heeded next.
-    Interrupted,
-    /// Its init has ended, which is heeded next. Off the network still: nobody is to hear how its connections end.
-    Ended,
-}
-
-impl From<NoCheckpoint> for Stopped {
-    fn from(error: NoCheckpoint) -> Self {
-        match error {
-            NoCheckpoint::Goes(text) => Stopped::Failed(text),
-            NoCheckpoint::Broken(text) => Stopped::Broken(text),
-        }
-    }
-}
+/// What happens to the container, for whoever orders something else of it.
+const MOVED: &str = "moved";
 
 impl Actor {
     pub(super) async fn order_move(&mut self, to: NodeName, progress: ProgressSender, reply: Reply) -> ControlFlow<()> {
@@ -167,13 +150,13 @@ impl Actor {
         let asked = Instant::now();
         let id = self.checkpoint(SnapshotKind::Periodic).await?;
         progress.step(format!("{id}: packing and uploading"));
-        self.commit_of(id, asked, timeout).await?;
+        self.commit_of(id, asked, timeout, MOVED).await?;
         let allowed = timeout.min(asked.elapsed() * 3 + SLACK);
         progress.step("last checkpoint");
         let asked = Instant::now();
         let id = self.checkpoint(SnapshotKind::Final).await?;
         progress.step(format!("{id}: packing and uploading"));
-        let committed = self.commit_of(id, asked, allowed).await;
+        let committed = self.commit_of(id, asked, allowed, MOVED).await;
         if matches!(&committed, Err(stopped) if !matches!(stopped, Stopped::Ended)) {
             let (ctx, name) = (Arc::clone(&self.ctx), self.name.clone());
             if let Err(error) = launch::blocking(move || open_gate(&ctx.network, &name)).await {
@@ -181,52 +164,6 @@ impl Actor {
             }
         }
         committed.map(|()| Some(id))
-    }
-
-    /// Waits until a snapshot is committed, but hears all that may end the container meanwhile.
-    async fn commit_of(&mut self, id: SnapshotId, since: Instant, allowed: Duration) -> Result<(), Stopped> {
-        let deadline = since + allowed;
-        loop {
-            let State::Up(live) = &self.state else { return Err(Stopped::Interrupted) };
-            let report = tokio::select! {
-                command = self.inbox.recv() => {
-                    if self.defer(command, "moved") {
-                        return Err(Stopped::Interrupted);
-                    }
-                    continue;
-                }
-                // Heeded next, by the actor's own loop.
-                () = live.exit.wait() => return Err(Stopped::Ended),
-                report = self.uploads.report() => report,
-                () = tokio::time::sleep_until(deadline.into()) => {
-                    let text = format!("{id} was not in the store after {allowed:?}, which is too slow for a move");
-                    return Err(Stopped::Failed(text));
-                }
-            };
-            match report {
-                // Older drafts that wait keep this one waiting behind them.
-                Report::Waiting { id, cause } => {
-                    let _ = self.uploaded(Report::Waiting { id, cause: cause.clone() }).await;
-                    return Err(Stopped::Failed(cause));
-                }
-                Report::Failed { id: failed, cause } if failed == id => {
-                    let _ = self.uploaded(Report::Failed { id, cause: cause.clone() }).await;
-                    return Err(Stopped::Failed(cause));
-                }
-                Report::Deposed { by, .. } if self.is_deposed_by(&by) => {
-                    self.deferred = Some(Command::Deposed(by));
-                    return Err(Stopped::Interrupted);
-                }
-                Report::Committed { manifest, timing, pruned } => {
-                    let committed = manifest.meta.id;
-                    let _ = self.uploaded(Report::Committed { manifest, timing, pruned }).await;
-                    if committed == id {
-                        return Ok(());
-                    }
-                }
-                earlier => drop(self.uploaded(earlier).await),
-            }
-        }
     }
 
     /// What comes in while the actor waits for something. True when it ends the waiting: it is kept and heeded next. Orders that

@@ -15,9 +15,10 @@ use crate::{
 #[derive(Debug, Clone)]
 pub enum Order {
     Checkpoint,
-    /// `None`: the newest healthy snapshot.
+    /// Without a `snapshot` the newest healthy one. A copy that works is checkpointed first, unless its state is to be discarded.
     Restore {
         snapshot: Option<SnapshotId>,
+        discard: bool,
     },
     Move {
         to: NodeName,

@@ -1,6 +1,6 @@
 //! What an actor does on orders, and with what its uploads report.
 
-use std::{ops::ControlFlow, sync::Arc, time::Instant};
+use std::{ops::ControlFlow, sync::Arc};
 
 use ha_proto::control::SnapshotInfo;
 use serde_json::{Value, json};
@@ -11,18 +11,16 @@ use super::{
     checkpoint::NoCheckpoint,
     launch,
     order::ProgressSender,
-    place::{Place, Volumes},
-    recover::{ms, source_name},
+    place::Place,
     shipping::Shipping,
     teardown::{self, Extent},
     upload::{Report, Uploads},
-    view::Phase,
 };
 use crate::{
     api::{ApiError, snapshot_info},
     node::Ctx,
     ownership::{self, Claim, Claimant, Owner},
-    policy::{Scope, Source},
+    policy::Scope,
     snapshot::{self, SnapshotKind},
     spec::{ContainerName, SnapshotId, StateKind},
     store::{addresses, apps},
@@ -58,92 +56,6 @@ impl Actor {
         ControlFlow::Continue(())
     }
 
-    pub(super) async fn order_restore(
-        &mut self,
-        snapshot: Option<SnapshotId>,
-        progress: ProgressSender,
-        reply: Reply,
-    ) -> ControlFlow<()> {
-        let began = Instant::now();
-        // The snapshot that is chosen must not be pruned before it is fetched.
-        self.uploads.hold().await;
-        let from = match self.chosen(snapshot).await {
-            Ok(from) => from,
-            Err(error) => {
-                self.uploads.may_prune(matches!(self.state, State::Up(_)));
-                let _ = reply.send(Err(error));
-                return ControlFlow::Continue(());
-            }
-        };
-        let shown = source_name(from);
-        progress.step(format!("restoring {} from {shown}", self.name));
-        // Somebody looks after it: whoever could not take it before is asked again.
-        self.unfit = None;
-        self.backoff.forget();
-        let before = self.view.get().phase;
-        self.view.update(|view| view.phase = Phase::Recovering);
-        self.event(
-            "recovery.started",
-            "its operator puts it back",
-            json!({"why": "operator", "epoch": self.owner.epoch}),
-        );
-        match self.launch(from, Volumes::Stay).await {
-            Ok(()) => {
-                // Until there is a snapshot of this state, a failover would go back to the one that was not wanted.
-                self.schedule.iter_mut().for_each(|schedule| schedule.due_now(Instant::now()));
-                self.view.update(|view| view.recoveries += 1);
-                let detail = json!({"ms": ms(began), "epoch": self.owner.epoch, "from": shown});
-                self.event("recovery.serving", &format!("the container serves again, from {shown}"), detail);
-                let text = format!("{} runs on {} again, from {shown}", self.name, self.ctx.config.node);
-                let _ = reply.send(Ok(json!({"message": text, "from": shown, "node": self.ctx.config.node})));
-                ControlFlow::Continue(())
-            }
-            Err(error) if error.deposed_by().is_some() || matches!(self.state, State::Up(_)) => {
-                let text = crate::chain(&error);
-                let _ = reply.send(Err(ApiError::Failed(format!("{} was not restored: {text}", self.name))));
-                if let Some(by) = error.deposed_by() {
-                    return self.deposed(by).await;
-                }
-                // Nothing was touched: it goes on as it was.
-                self.uploads.may_prune(true);
-                self.view.update(|view| view.phase = before);
-                ControlFlow::Continue(())
-            }
-            Err(error) => {
-                let text = crate::chain(&error);
-                self.event("recovery.failed", &text, json!({"cause": text}));
-                let _ = reply.send(Err(ApiError::Failed(format!(
-                    "{shown} could not be restored: {text}; {} is recovered as after a failure",
-                    self.name
-                ))));
-                self.recover(Scope::Container, text).await
-            }
-        }
-    }
-
-    /// What an operator's restore begins from.
-    async fn chosen(&mut self, wanted: Option<SnapshotId>) -> Result<Source, ApiError> {
-        if matches!(self.app.spec.state, StateKind::Stateless) {
-            return match wanted {
-                None => Ok(Source::Image),
-                Some(_) => Err(ApiError::Refused(format!(
-                    "{} is stateless: it has no snapshots (annotation io.ha-manager.state)",
-                    self.name
-                ))),
-            };
-        }
-        let known = self.known_snapshots().await.map_err(ApiError::Unavailable)?;
-        let found = match wanted {
-            Some(id) => known.iter().find(|snapshot| snapshot.id == id && snapshot.readable),
-            None => known.iter().find(|snapshot| snapshot.healthy),
-        };
-        found.map(|snapshot| Source::Snapshot(snapshot.id)).ok_or_else(|| {
-            let what =
-                wanted.map_or("no healthy snapshot".to_owned(), |id| format!("no snapshot {id} that can be read here"));
-            ApiError::NotFound(format!("{0} has {what}; `ha-manager snapshots {0}` lists what there is", self.name))
-        })
-    }
-
     pub(super) async fn order_remove(&mut self, progress: ProgressSender, reply: Reply) -> ControlFlow<()> {
         progress.step(format!("stopping {}", self.name));
         if let State::Up(live) = &mut self.state {
@@ -162,7 +74,7 @@ impl Actor {
             let _ = self.clear(Extent::Running).await;
             // Its operator may restore it instead: it is not to run without snapshots and log.
             let setting = setting(&self.ctx, &self.name, &self.place);
-            self.uploads = Uploads::start(setting, &self.owner, self.app.spec.keep);
+            self.uploads = Uploads::start(setting, &self.owner, (&self.app.spec).into());
             let (ctx, name, place) = (Arc::clone(&self.ctx), self.name.clone(), self.place.clone());
             self.shipping = Shipping::start(ctx, name, place, self.owner.epoch);
             self.fail("it was to be removed, but the store did not take it; `rm` it again".into());

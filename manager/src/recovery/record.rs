@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::place::Place;
 use crate::{
-    ownership::Owner,
+    ownership::{Owner, Rest},
     snapshot::NetworkIdentity,
     spec::{ContainerName, SnapshotId},
 };
@@ -31,6 +31,9 @@ pub struct LocalRecord {
     /// The number of the next snapshot of this epoch.
     pub next_seq: u64,
     pub last_committed: Option<SnapshotId>,
+    /// How it came to rest, when it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rest: Option<Rest>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,7 +42,7 @@ pub enum LocalPhase {
     /// Being started or restored: unusable if the manager ends now.
     Launching,
     Up,
-    /// Ended by itself or by its operator, and meant to stay so.
+    /// At rest.
     Stopped,
 }
 

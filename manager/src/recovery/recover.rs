@@ -30,22 +30,43 @@ use crate::{
 pub(super) const FIRST_WAIT: Duration = Duration::from_millis(500);
 pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// A commit under way when the container is lost is waited for this long: it is the newest state there is.
-const COMMIT_PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const COMMIT_PATIENCE: Duration = Duration::from_secs(2);
 /// As long as it comes on, for this long.
-const UPLOAD_PATIENCE: Duration = Duration::from_secs(15);
+pub(super) const UPLOAD_PATIENCE: Duration = Duration::from_secs(15);
 /// How often a recovery looks for snapshots anew because one of them had gone.
-const PLANS: usize = 3;
+pub(super) const PLANS: usize = 3;
 /// Drafts that waited for the store are committed first when the container is brought back: the newest state is among them.
-const DRAFT_PATIENCE: Duration = Duration::from_secs(15);
+pub(super) const DRAFT_PATIENCE: Duration = Duration::from_secs(15);
 
 /// What one plan's attempts leave for the next.
-struct Climb {
+pub(super) struct Climb {
     refused: Vec<SnapshotId>,
-    last: String,
+    pub last: String,
 }
 
-enum Climbed {
+impl Climb {
+    /// `nothing`: why it does not come up where there is nothing to try.
+    pub fn new(nothing: String) -> Self {
+        Self { refused: Vec::new(), last: nothing }
+    }
+}
+
+/// For whom is climbed.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Role {
+    Owner(Scope),
+    /// For its owner, who handed it over: from this snapshot and no other, or from what there is.
+    Handed(Option<SnapshotId>),
+}
+
+pub(super) enum Climbed {
+    /// It is up, or somebody else goes on with it.
     Done(ControlFlow<()>),
+    /// The CPU of this node cannot run it.
+    Unfit {
+        snapshot: SnapshotId,
+        cause: String,
+    },
     /// What was planned on has changed.
     Again,
     /// The same again later: why.
@@ -81,8 +102,10 @@ impl Actor {
             Err(error) => {
                 let text = crate::chain(&error);
                 self.event("container.start-failed", &text, json!({"cause": text}));
-                self.fail(text.clone());
-                Err(ApiError::Failed(format!("{}: {text}", self.name)))
+                let told = ApiError::Failed(format!("{}: {text}", self.name));
+                let flow = self.give_up(text).await;
+                let _ = reply.send(Err(told));
+                return flow;
             }
         };
         // The caller may have gone away; the container is there all the same.
@@ -124,11 +147,11 @@ impl Actor {
         self.uploads.hold().await;
         self.uploads.packed().await;
         self.uploads.settle(COMMIT_PATIENCE, UPLOAD_PATIENCE).await;
-        let mut climb =
-            Climb { refused: Vec::new(), last: format!("{why}; its recovery policy has no further step for this") };
+        let mut climb = Climb::new(format!("{why}; its recovery policy has no further step for this"));
         for _ in 0..PLANS {
-            match self.climb(scope, &why, began, &mut climb).await {
+            match self.climb(Role::Owner(scope), &why, began, &mut climb).await {
                 Climbed::Done(flow) => return flow,
+                Climbed::Unfit { snapshot, cause } => return self.unfit(scope, why, snapshot, cause).await,
                 Climbed::Again => {}
                 Climbed::Waits(cause) => return self.wait(scope, why, cause),
                 Climbed::Exhausted => break,
@@ -136,27 +159,26 @@ impl Actor {
         }
         let text = format!("nothing more to try: {}", climb.last);
         self.event("recovery.exhausted", &text, json!({"cause": climb.last}));
-        self.fail(text);
-        ControlFlow::Continue(())
+        self.give_up(text).await
     }
 
     /// One plan, and its attempts one after the other.
-    async fn climb(&mut self, scope: Scope, why: &str, began: Instant, climb: &mut Climb) -> Climbed {
-        let snapshots = match self.restorable().await {
-            Ok(snapshots) => snapshots,
+    pub(super) async fn climb(&mut self, role: Role, why: &str, began: Instant, climb: &mut Climb) -> Climbed {
+        let (attempts, volumes) = match self.attempts(role).await {
+            Ok(attempts) => attempts,
             Err(text) => return Climbed::Waits(text),
         };
-        let nothing_newer = matches!(self.app.spec.state, StateKind::Stateless) || snapshots.is_empty();
-        let volumes = if nothing_newer && scope != Scope::Node { Volumes::Stay } else { Volumes::Go };
-        let situation = self.situation(scope, snapshots).await;
         let mut cannot = None;
-        for attempt in policy::plan(&self.app.spec.recovery, &situation) {
+        for attempt in attempts {
             if let Attempt::Here { from, .. } = &attempt
                 && (cannot.is_some() || matches!(from, Source::Snapshot(id) if climb.refused.contains(id)))
             {
                 continue;
             }
-            self.announce(&attempt);
+            // The step of handing it over was announced by its owner.
+            if !matches!((role, &attempt), (Role::Handed(_), Attempt::Here { step: RecoveryStep::Failover, .. })) {
+                self.announce(&attempt);
+            }
             match attempt {
                 Attempt::Here { from, step } => match self.launch(from, volumes).await {
                     Ok(()) => {
@@ -164,8 +186,7 @@ impl Actor {
                         return Climbed::Done(ControlFlow::Continue(()));
                     }
                     Err(LaunchError::Cpu { snapshot, source }) => {
-                        let cause = crate::chain(&source);
-                        return Climbed::Done(self.unfit(scope, why.to_owned(), snapshot, cause).await);
+                        return Climbed::Unfit { snapshot, cause: crate::chain(&source) };
                     }
                     Err(error) => {
                         if let Some(by) = error.deposed_by() {
@@ -198,6 +219,23 @@ impl Actor {
             self.event("recovery.failed", &climb.last, detail);
         }
         cannot.map_or(Climbed::Exhausted, Climbed::Waits)
+    }
+
+    async fn attempts(&mut self, role: Role) -> Result<(Vec<Attempt>, Volumes), String> {
+        let scope = match role {
+            Role::Handed(Some(id)) => {
+                let only = Attempt::Here { from: Source::Snapshot(id), step: RecoveryStep::Failover };
+                return Ok((vec![only], Volumes::Go));
+            }
+            Role::Handed(None) => Scope::Node,
+            Role::Owner(scope) => scope,
+        };
+        let snapshots = self.restorable().await?;
+        let nothing_newer = matches!(self.app.spec.state, StateKind::Stateless) || snapshots.is_empty();
+        let volumes = if nothing_newer && scope != Scope::Node { Volumes::Stay } else { Volumes::Go };
+        let situation = self.situation(scope, snapshots).await;
+        let plan = if matches!(role, Role::Handed(_)) { policy::handed } else { policy::plan };
+        Ok((plan(&self.app.spec.recovery, &situation), volumes))
     }
 
     /// Whether a snapshot that was listed is there no more: it was removed meanwhile, as it may be when there are newer ones.
@@ -367,58 +405,17 @@ impl Actor {
         ControlFlow::Continue(())
     }
 
+    /// Nothing more is tried by this manager; the next one does.
     pub(super) fn fail(&mut self, cause: String) {
         self.state = State::Down(Down::Resting);
         self.view.update(|view| (view.phase, view.pid, view.failure) = (Phase::Failed, 0, Some(cause)));
-        self.save(LocalPhase::Launching);
+        self.save(self.local_phase());
     }
 
     /// Another node has it now; nothing of it stays here.
     pub(super) async fn gone(&mut self, to: &crate::spec::NodeName) -> ControlFlow<()> {
         self.event("container.moved", &format!("it runs on {to} now"), json!({"to": to}));
         self.end().await
-    }
-
-    /// An owner has handed the container to this node: one try, and the owner takes it back if that fails.
-    pub(super) async fn handed(
-        &mut self,
-        snapshot: Option<SnapshotId>,
-        reply: oneshot::Sender<Result<(), String>>,
-    ) -> ControlFlow<()> {
-        let began = Instant::now();
-        self.view.update(|view| view.phase = Phase::Recovering);
-        self.event(
-            "recovery.started",
-            "handed over by its owner",
-            json!({"why": "handed over", "epoch": self.owner.epoch}),
-        );
-        let from = match snapshot {
-            Some(id) => Ok(Source::Snapshot(id)),
-            None => self.known_snapshots().await.and_then(|known| {
-                let stateful = matches!(self.app.spec.state, StateKind::Stateful { .. });
-                let newest = policy::newest(stateful, &known);
-                newest.ok_or_else(|| "it has no healthy snapshot, and is not begun without its state".to_owned())
-            }),
-        };
-        let outcome = match from {
-            Ok(from) => self.launch(from, Volumes::Go).await.map(|()| from).map_err(|error| crate::chain(&error)),
-            Err(text) => Err(text),
-        };
-        match outcome {
-            Ok(from) => {
-                self.recovered(from, RecoveryStep::Failover, began);
-                let _ = reply.send(Ok(()));
-                ControlFlow::Continue(())
-            }
-            Err(text) => {
-                self.event("recovery.failed", &text, json!({"cause": text}));
-                // Before the answer, on which its owner begins it again.
-                let cleared = self.clear(Extent::All).await;
-                // When nobody takes it back, this node's next looks at the store find that it owns it, and resume it.
-                let _ = reply.send(Err(text));
-                if cleared.is_ok() { ControlFlow::Break(()) } else { self.end().await }
-            }
-        }
     }
 
     pub(super) fn network_identity(&self) -> crate::network::NetIdentity {

@@ -28,7 +28,7 @@ use tokio::{
 use super::{committer::Committer, launch::blocking, packer::Packer};
 use crate::{
     ownership::Owner,
-    snapshot::{Manifest, PartSource, Pruned, Queue, SnapshotError, SnapshotMeta},
+    snapshot::{Keep, Manifest, PartSource, Pruned, Queue, SnapshotError, SnapshotMeta},
     spec::{ContainerName, SnapshotId},
     store::Store,
 };
@@ -54,7 +54,7 @@ pub(super) struct Job {
     pub frozen_at: Instant,
     /// What the dump took.
     pub wall: Duration,
-    pub keep: u32,
+    pub keep: Keep,
 }
 
 /// What the actor hears of it.
@@ -145,7 +145,7 @@ pub(super) struct Pruning {
 #[derive(Debug, Default)]
 pub(super) struct Drafts {
     pub timings: HashMap<SnapshotId, (Instant, Duration)>,
-    pub keep: u32,
+    pub keep: Keep,
     /// On its way to the store: not to be dropped for want of room.
     pub uploading: Option<SnapshotId>,
 }
@@ -163,7 +163,7 @@ impl Shared {
 }
 
 impl Uploads {
-    pub fn start(setting: Setting, owner: &Owner, keep: u32) -> Self {
+    pub fn start(setting: Setting, owner: &Owner, keep: Keep) -> Self {
         // Unbounded by type, bounded by use: the actor pushes nothing while `pending` is at its limit, and each push makes at
         // most a few reports.
         let (jobs, inbox) = mpsc::unbounded_channel();

@@ -43,5 +43,5 @@ pub use manifest::{
 };
 pub use pack::{PackOptions, PartSource, pack};
 pub use queue::{Draft, Queue};
-pub use retention::{Found, Pruned, choose, prune, remove_all};
+pub use retention::{Found, Keep, Pruned, choose, prune, remove_all};
 pub use upload::{OnProgress, Progress, upload};

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    tests::{Lab, QUIET, container, meta},
+    tests::{Lab, QUIET, container, keep, meta},
     *,
 };
 use crate::{
@@ -69,7 +69,7 @@ impl Node {
                     return;
                 }
             }
-            if let Err(error) = prune(&self.store, &container(), 2, owner.epoch).await {
+            if let Err(error) = prune(&self.store, &container(), keep(2), owner.epoch).await {
                 assert!(error.is_deposed(), "{error:?}");
                 return;
             }

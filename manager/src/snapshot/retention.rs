@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{SnapshotError, SnapshotHealth, error, fetch::survey};
+use super::{SnapshotError, SnapshotHealth, SnapshotKind, error, fetch::survey};
 use crate::{
     ownership::{self, History, check_epoch},
-    spec::{ContainerName, Epoch, SnapshotId},
+    spec::{ContainerName, ContainerSpec, Epoch, SnapshotId},
     store::{Store, keys},
 };
 
@@ -16,13 +16,28 @@ pub enum Found {
     Uncommitted,
     /// With a manifest that this program cannot read.
     Unreadable,
-    Committed(SnapshotHealth),
+    Committed(SnapshotKind, SnapshotHealth),
+}
+
+/// How many committed snapshots stay, each at least 1. A person's do not go because periodic ones come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Keep {
+    /// Of those that were taken by themselves.
+    pub periodic: u32,
+    /// Of those that a person asked for.
+    pub manual: u32,
+}
+
+impl From<&ContainerSpec> for Keep {
+    fn from(spec: &ContainerSpec) -> Self {
+        Self { periodic: spec.keep, manual: spec.keep_manual }
+    }
 }
 
 /// What [`prune`] removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Pruned {
-    /// Committed snapshots beyond `keep`, or written by a deposed owner.
+    /// Committed snapshots beyond [`Keep`], or written by a deposed owner.
     pub snapshots: Vec<SnapshotId>,
     /// Chunks that never became a snapshot.
     pub orphans: Vec<SnapshotId>,
@@ -30,21 +45,30 @@ pub struct Pruned {
 
 /// Chooses what the owner of `current` deletes. Pure.
 ///
-/// Kept are the newest `keep` (at least 1) readable ones that count, the newest healthy one, and whatever is newer than
-/// the oldest of those. While there are fewer readable ones, nothing that counts goes: what this program cannot read, a newer
-/// one may, and it may be the only state there is. What does not count, and never will, goes: deposed owners' snapshots, uploads that were given up
+/// Kept are, of those that count and can be read, the newest of either kind, as many as `keep` says, and what a recovery goes
+/// back to: the newest that was healthy, and the newest that was not unhealthy. What this program cannot read, a newer one may,
+/// and it may be the only state there is: it goes when it is older than all the periodic ones that are to be kept, and these are
+/// there. What does not count, and never will, goes: deposed owners' snapshots, uploads that were given up
 /// (those of an earlier epoch, or older than what this epoch has committed since).
-pub fn choose(found: &BTreeMap<SnapshotId, Found>, history: &History, keep: u32, current: Epoch) -> Pruned {
+pub fn choose(found: &BTreeMap<SnapshotId, Found>, history: &History, keep: Keep, current: Epoch) -> Pruned {
+    use SnapshotHealth::{Healthy, Unhealthy};
     let mut pruned = Pruned::default();
     // Before the base is settled, a predecessor's snapshot may still come to count.
     if history.current() != Some(current) || !history.has_base(current) {
         return pruned;
     }
     let valid = || found.iter().rev().filter(|(id, _)| history.is_valid(**id));
-    let readable = || valid().filter_map(|(id, f)| if let Found::Committed(h) = f { Some((*id, *h)) } else { None });
-    let mut kept: BTreeSet<SnapshotId> = readable().take(keep.max(1) as usize).map(|(id, _)| id).collect();
-    kept.extend(readable().find(|(_, health)| *health == SnapshotHealth::Healthy).map(|(id, _)| id));
-    let oldest_of_newest = readable().nth(keep.max(1) as usize - 1).map(|(id, _)| id);
+    let readable =
+        || valid().filter_map(|(id, f)| if let Found::Committed(k, h) = f { Some((*id, *k, *h)) } else { None });
+    let newest = |manual: bool, count: u32| {
+        let of_kind = readable().filter(move |(_, kind, _)| (*kind == SnapshotKind::Manual) == manual);
+        of_kind.map(|(id, ..)| id).take(count.max(1) as usize).collect::<Vec<_>>()
+    };
+    let periodic = newest(false, keep.periodic);
+    let oldest_periodic = periodic.get(keep.periodic.max(1) as usize - 1).copied();
+    let mut kept: BTreeSet<SnapshotId> = periodic.into_iter().chain(newest(true, keep.manual)).collect();
+    kept.extend(readable().find(|(.., health)| *health == Healthy).map(|(id, ..)| id));
+    kept.extend(readable().find(|(.., health)| *health != Unhealthy).map(|(id, ..)| id));
     let newest_committed = found.iter().rev().find(|(id, f)| id.epoch == current && **f != Found::Uncommitted);
     for (id, f) in found {
         match f {
@@ -56,10 +80,8 @@ pub fn choose(found: &BTreeMap<SnapshotId, Found>, history: &History, keep: u32,
             }
             _ if id.epoch > current || kept.contains(id) => {}
             _ if !history.is_valid(*id) => pruned.snapshots.push(*id),
-            _ => match oldest_of_newest {
-                Some(oldest) if *id < oldest => pruned.snapshots.push(*id),
-                _ => {}
-            },
+            Found::Unreadable if oldest_periodic.is_none_or(|oldest| *id > oldest) => {}
+            _ => pruned.snapshots.push(*id),
         }
     }
     pruned
@@ -74,7 +96,7 @@ pub fn choose(found: &BTreeMap<SnapshotId, Found>, history: &History, keep: u32,
 pub async fn prune(
     store: &Store,
     container: &ContainerName,
-    keep: u32,
+    keep: Keep,
     current: Epoch,
 ) -> Result<Pruned, SnapshotError> {
     let list_error = error::list(container);
@@ -88,8 +110,8 @@ pub async fn prune(
             committed.push(id);
         }
     }
-    for (id, read) in survey(store, container, &committed, |manifest| manifest.meta.health).await? {
-        found.insert(id, read.map_or(Found::Unreadable, Found::Committed));
+    for (id, read) in survey(store, container, &committed, |manifest| manifest.meta).await? {
+        found.insert(id, read.map_or(Found::Unreadable, |meta| Found::Committed(meta.kind, meta.health)));
     }
     let history = ownership::history(store, container).await.map_err(&own_error)?;
     let pruned = choose(&found, &history, keep, current);
@@ -113,3 +135,6 @@ pub async fn remove_all(store: &Store, container: &ContainerName) -> Result<usiz
     }
     store.delete_prefix(&keys::snapshots(container)).await.map_err(&list_error)
 }
+
+#[cfg(test)]
+mod tests;

@@ -28,6 +28,11 @@ pub(super) fn id(text: &str) -> SnapshotId {
     text.parse().unwrap()
 }
 
+/// So many periodic ones.
+pub(super) fn keep(periodic: u32) -> Keep {
+    Keep { periodic, manual: 1 }
+}
+
 pub(super) fn meta(id: SnapshotId) -> SnapshotMeta {
     SnapshotMeta {
         id,
@@ -433,13 +438,13 @@ async fn pruning_keeps_what_it_has_to() {
     let orphan = lab.object(&keys::snapshot(&container(), id("e1-0")));
     fs::create_dir_all(&orphan).unwrap();
     fs::write(orphan.join("memory.0"), b"x").unwrap();
-    let pruned = prune(&lab.store, &container(), 2, Epoch(1)).await.unwrap();
+    let pruned = prune(&lab.store, &container(), keep(2), Epoch(1)).await.unwrap();
     assert_eq!(pruned, Pruned { snapshots: vec![id("e1-1"), id("e1-3")], orphans: vec![id("e1-0")] });
     assert!(!orphan.exists());
     assert_eq!(list(&lab.store, &container()).await.unwrap(), [id("e1-5"), id("e1-4"), id("e1-2")]);
-    assert_eq!(prune(&lab.store, &container(), 2, Epoch(1)).await.unwrap(), Pruned::default());
+    assert_eq!(prune(&lab.store, &container(), keep(2), Epoch(1)).await.unwrap(), Pruned::default());
     lab.own(Some(1)).await;
-    let error = prune(&lab.store, &container(), 1, Epoch(1)).await.unwrap_err();
+    let error = prune(&lab.store, &container(), keep(1), Epoch(1)).await.unwrap_err();
     assert!(error.is_deposed(), "{error}");
     assert_eq!(list(&lab.store, &container()).await.unwrap().len(), 3);
     // Removed: nothing counts any more, also not for whoever uses the name next.

@@ -35,12 +35,20 @@ pub struct ContainerSpec {
     #[serde(default)]
     pub rlimits: Vec<Rlimit>,
     pub state: StateKind,
-    /// How many committed snapshots are kept; at least 1.
+    /// How many committed snapshots are kept; at least 1. Those that a person asked for are not among them.
     pub keep: u32,
+    /// How many of those that a person asked for; at least 1.
+    #[serde(default = "default_keep_manual")]
+    pub keep_manual: u32,
     pub recovery: RecoveryPolicy,
     /// Annotations outside `io.ha-manager.`, handed to the runtime unchanged.
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
+}
+
+/// Of a container that does not say, and of descriptions that were written before there was a word for it.
+pub fn default_keep_manual() -> u32 {
+    3
 }
 
 /// Whether the container's memory is worth keeping (Li et al. 2015, §III).

@@ -9,7 +9,7 @@ mod units;
 
 pub use container::{
     Condition, ContainerSpec, Dependency, Healthcheck, ImageConfig, ImageRecord, Layer, Mount, MountSource,
-    NetworkSpec, RecoveryPolicy, RecoveryStep, RestartPolicy, Rlimit, StateKind,
+    NetworkSpec, RecoveryPolicy, RecoveryStep, RestartPolicy, Rlimit, StateKind, default_keep_manual,
 };
 pub use names::{ContainerName, Epoch, Mac, NameError, NodeName, SnapshotId};
 pub use units::{UnitError, nearest, parse_bytes, parse_duration};

@@ -3,7 +3,10 @@
 //! The walk through the pool begins at a hash of the container's name, so that usually the first try is free, and a
 //! container that comes back gets its old address.
 
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 use futures_util::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
@@ -86,6 +89,36 @@ async fn look_up(
     // Another node's pool may be another one: the address stays the container's.
     let first = pool.walk(container).find(|address| own.contains(address)).or_else(|| own.iter().min().copied());
     Ok(first.ok_or_else(|| all.into_iter().map(|(address, _)| address).collect()))
+}
+
+/// Gives `container` the address it wants, or else one of the pool, but none that is a node's: of those that have registered, or
+/// by `nodes`, what else is known of them.
+///
+/// # Errors
+/// [`StoreError::AddressOfNode`] and [`StoreError::AddressTaken`] name who has it; [`StoreError::PoolExhausted`].
+pub async fn give(
+    store: &Store,
+    container: &ContainerName,
+    wanted: Option<Ipv4Addr>,
+    mut pool: Pool,
+    nodes: &BTreeMap<Ipv4Addr, String>,
+) -> Result<Ipv4Addr, StoreError> {
+    pool.exclude.extend(nodes.keys());
+    loop {
+        let address = match wanted {
+            Some(address) => reserve(store, container, address).await.map(|()| address)?,
+            None => allocate(store, container, &pool).await?,
+        };
+        // After the reservation: a node registers before it looks whether a container has its address, so one of both sees
+        // the other.
+        let registered = store.node_addresses().await?;
+        let Some(node) = nodes.get(&address).or_else(|| registered.get(&address)) else { return Ok(address) };
+        release(store, container, address).await?;
+        if wanted.is_some() {
+            return Err(StoreError::AddressOfNode { address, node: node.clone(), container: container.to_string() });
+        }
+        pool.exclude.extend(registered.keys());
+    }
 }
 
 /// Gives `container` an address of the pool; one that has an address already keeps it, whatever has been freed since.

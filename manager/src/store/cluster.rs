@@ -1,6 +1,10 @@
 //! Joining: is this the right store, does it keep its promise, and is our name free?
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use chrono::{DateTime, SubsecRound, Utc};
@@ -212,13 +216,39 @@ impl Store {
         Ok(records)
     }
 
-    /// Registers this node's name, or finds its own record of an earlier run (the same nonce).
+    /// The nodes' own addresses, as they have registered them, each with its node.
+    pub async fn node_addresses(&self) -> Result<BTreeMap<Ipv4Addr, String>, StoreError> {
+        let mut known = BTreeMap::new();
+        for record in self.node_records().await? {
+            let reached = match record.address.parse() {
+                Ok(SocketAddr::V4(address)) => Some(*address.ip()),
+                _ => None,
+            };
+            known.extend(reached.into_iter().chain(record.bridge).map(|ip| (ip, record.node.to_string())));
+        }
+        Ok(known)
+    }
+
+    /// Registers this node's name, or finds its own record of an earlier run (the same nonce). One with other addresses than
+    /// it has now is replaced.
     ///
     /// # Errors
     /// [`StoreError::NodeNameTaken`] if another node has it.
     pub async fn claim_node_name(&self, wanted: &NodeRecord) -> Result<NodeRecord, StoreError> {
-        match record::create(self, &keys::node(&wanted.node), wanted).await? {
-            Created::Won => Ok(record::read(self, &keys::node(&wanted.node)).await?),
+        let key = keys::node(&wanted.node);
+        self.create_node_record(&key, wanted).await?;
+        let there: NodeRecord = record::read(self, &key).await?;
+        if (&there.address, there.bridge) == (&wanted.address, wanted.bridge) {
+            return Ok(there);
+        }
+        self.delete(&key).await?;
+        self.create_node_record(&key, wanted).await?;
+        record::read(self, &key).await
+    }
+
+    async fn create_node_record(&self, key: &str, wanted: &NodeRecord) -> Result<(), StoreError> {
+        match record::create(self, key, wanted).await? {
+            Created::Won => Ok(()),
             Created::Lost(other) => Err(StoreError::NodeNameTaken {
                 name: other.node.to_string(),
                 address: other.address,

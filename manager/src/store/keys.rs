@@ -50,6 +50,10 @@ pub fn base(container: &ContainerName, epoch: Epoch) -> String {
     format!("{OWNERS}{container}/{:020}.base", epoch.0)
 }
 
+pub fn rest(container: &ContainerName, epoch: Epoch) -> String {
+    format!("{OWNERS}{container}/{:020}.rest", epoch.0)
+}
+
 pub fn address(address: Ipv4Addr) -> String {
     format!("{ADDRESSES}{address}")
 }

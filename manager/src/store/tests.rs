@@ -1,5 +1,5 @@
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     error::Error,
     fs,
     net::Ipv4Addr,
@@ -275,6 +275,11 @@ async fn a_node_name_is_given_once() {
     assert_eq!(store.claim_node_name(&record("a", "10.77.0.1:1")).await.unwrap(), first);
     let error = store.claim_node_name(&record("b", "10.77.0.2:1")).await.unwrap_err();
     assert!(error.to_string().contains("10.77.0.1:1"), "{error}");
+    // Its own, from when it had other addresses.
+    let moved = NodeRecord { bridge: Some(Ipv4Addr::new(10, 77, 0, 9)), ..record("a", "10.77.0.8:1") };
+    assert_eq!(store.claim_node_name(&moved).await.unwrap(), moved);
+    assert_eq!(store.node_records().await.unwrap(), [moved]);
+    assert_eq!(store.claim_node_name(&record("a", "10.77.0.1:1")).await.unwrap(), first);
     // Also those that an earlier release wrote.
     let old = r#"{"node":"n2","nonce":"c","address":"10.77.0.2:1","at":"1970-01-01T00:00:00Z"}"#;
     fs::write(dir.path().join("nodes/n2"), old).unwrap();
@@ -312,6 +317,35 @@ async fn addresses_are_given_once_and_come_back_to_their_container() {
     assert_eq!(addresses::owner(&store, address).await.unwrap(), Some(owner.clone()));
     addresses::release(&store, &owner, address).await.unwrap();
     addresses::reserve(&store, &container("other"), address).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_container_gets_the_address_of_a_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir).await;
+    let ip = |last| Ipv4Addr::new(10, 77, 0, last);
+    for (node, last) in [("n1", 129), ("n2", 130), ("n3", 131)] {
+        let bridge = Some(ip(last));
+        let (node, nonce, address) = (node.parse().unwrap(), node.to_owned(), format!("192.0.2.{last}:7420"));
+        let record = NodeRecord { node, nonce, address, bridge, at: chrono::DateTime::UNIX_EPOCH };
+        store.claim_node_name(&record).await.unwrap();
+    }
+    // One that has not registered, but is heard.
+    let heard = BTreeMap::from([(ip(132), "n4".to_owned())]);
+    let pool = || addresses::Pool { network: ip(128), prefix_len: 28, exclude: BTreeSet::new() };
+    let mut given = BTreeSet::new();
+    for n in 0..10 {
+        let address = addresses::give(&store, &container(&format!("c{n}")), None, pool(), &heard).await.unwrap();
+        assert!((133..=142).contains(&address.octets()[3]), "{address}");
+        assert!(given.insert(address));
+    }
+    let error = addresses::give(&store, &container("late"), None, pool(), &heard).await.unwrap_err();
+    assert!(matches!(error, StoreError::PoolExhausted { .. }), "{error}");
+    for (last, node) in [(130, "n2"), (132, "n4")] {
+        let error = addresses::give(&store, &container("late"), Some(ip(last)), pool(), &heard).await.unwrap_err();
+        assert!(error.to_string().contains(node) && error.to_string().contains("late"), "{error}");
+        assert_eq!(addresses::owner(&store, ip(last)).await.unwrap(), None, "it stays reserved");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -376,6 +410,7 @@ fn content(name: &str) -> apps::AppContent {
             rlimits: vec![],
             state: StateKind::Stateful { sensitivity: Duration::from_secs(5) },
             keep: 2,
+            keep_manual: 3,
             recovery: RecoveryPolicy::stateful_default(),
             annotations: Default::default(),
         },

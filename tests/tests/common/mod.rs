@@ -83,6 +83,12 @@ pub fn checkpoint(cluster: &Cluster) {
     cluster.members[owner].cli(&["checkpoint", "counter"]).unwrap();
 }
 
+/// Ends the counter with a code.
+pub fn exit(cluster: &Cluster, code: u8) {
+    let ended = client(cluster, move |counter| Ok(counter.tell(&format!("exit {code}"))));
+    assert!(ended.is_err(), "it answered {ended:?}");
+}
+
 pub fn wait_until_serving(cluster: &Cluster, since: SystemTime) {
     cluster.wait_for_event("recovery.serving", since, 1, PATIENCE).unwrap();
 }
@@ -123,6 +129,19 @@ pub fn events_since(cluster: &Cluster, kind: &str, since: SystemTime) -> Vec<Eve
     cluster.of_kind(kind).into_iter().filter(|event| event.at >= since).collect()
 }
 
+const IMAGES: &str = "/run/ha-manager/images";
+
+/// On a node there is no room for the images of a dump or a restore.
+pub fn fill(cluster: &Cluster, member: usize) {
+    let node = &cluster.members[member].node;
+    node.exec(&format!("mkdir -p {IMAGES}")).unwrap();
+    node.exec(&format!("mount -t tmpfs -o size=128k full {IMAGES}")).unwrap();
+}
+
+pub fn make_room(cluster: &Cluster, member: usize) {
+    cluster.members[member].node.exec(&format!("umount -l {IMAGES}")).unwrap();
+}
+
 /// How an object of a snapshot is spoilt.
 #[derive(Debug, Clone, Copy)]
 pub enum Damage {
@@ -132,11 +151,29 @@ pub enum Damage {
     Truncated,
 }
 
+/// The counter's committed snapshots as `snapshots --json` lists them, newest first.
+pub fn snapshots(cluster: &Cluster) -> Vec<serde_json::Value> {
+    let on = cluster.members.iter().find(|member| member.node.is_on()).expect("every node is off");
+    on.json(&["snapshots", "counter"]).unwrap().as_array().unwrap().clone()
+}
+
+/// The ids of those of one kind, newest first.
+pub fn ids_of(cluster: &Cluster, kind: &str) -> Vec<String> {
+    let of_kind = snapshots(cluster).into_iter().filter(|snapshot| snapshot["kind"] == kind);
+    of_kind.filter_map(|snapshot| snapshot["id"].as_str().map(str::to_owned)).collect()
+}
+
 /// Spoils the largest object of the counter's newest snapshot.
 pub fn damage_newest(cluster: &Cluster, damage: Damage) {
+    self::damage(cluster, 0, damage);
+}
+
+/// Spoils the largest object of the counter's snapshot that has so many newer ones.
+pub fn damage(cluster: &Cluster, newer: usize, damage: Damage) {
     let paths = |dir: PathBuf| fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
-    let newest = paths(cluster.lab.store().join("snapshots/counter")).max().unwrap();
-    let objects = paths(newest).filter(|path| !path.ends_with("manifest"));
+    let mut snapshots: Vec<PathBuf> = paths(cluster.lab.store().join("snapshots/counter")).collect();
+    snapshots.sort();
+    let objects = paths(snapshots.swap_remove(snapshots.len() - 1 - newer)).filter(|path| !path.ends_with("manifest"));
     let chunk = objects.max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap();
     let mut bytes = fs::read(&chunk).unwrap();
     let middle = bytes.len() / 2;

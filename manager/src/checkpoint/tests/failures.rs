@@ -14,16 +14,17 @@ use crate::{
     runtime::Runtime,
 };
 
-/// A gate that writes down what happens to it, and does something when it is closed.
+/// A gate that writes down what happens to it, and does something when it is closed or opened.
 #[derive(Default)]
 struct Hook<'h> {
     log: Vec<&'static str>,
     closing: Option<Box<dyn FnMut() -> io::Result<()> + 'h>>,
+    opening: Option<Box<dyn FnMut() + 'h>>,
 }
 
 impl<'h> Hook<'h> {
     fn new(closing: impl FnMut() -> io::Result<()> + 'h) -> Self {
-        Self { log: Vec::new(), closing: Some(Box::new(closing)) }
+        Self { closing: Some(Box::new(closing)), ..Self::default() }
     }
 }
 
@@ -35,6 +36,9 @@ impl Gate for Hook<'_> {
 
     fn open(&mut self) -> io::Result<()> {
         self.log.push("open");
+        if let Some(opening) = &mut self.opening {
+            opening();
+        }
         Ok(())
     }
 }
@@ -62,8 +66,8 @@ fn has_tcp_image(images: &Path) -> bool {
 }
 
 #[test]
-fn the_gate_is_closed_inside_the_freeze_and_opened_after_it() {
-    if skipped("the_gate_is_closed_inside_the_freeze_and_opened_after_it") {
+fn the_gate_is_closed_and_opened_inside_the_freeze() {
+    if skipped("the_gate_is_closed_and_opened_inside_the_freeze") {
         return;
     }
     let _alone = alone();
@@ -71,15 +75,21 @@ fn the_gate_is_closed_inside_the_freeze_and_opened_after_it() {
     let mut place = lab.place();
     let pid = place.start();
     lab.client().ask("incr");
-    let mut state = None;
+    let (mut at_closing, mut at_opening) = (None, None);
     let mut gate = Hook::new(|| {
-        state = proc::state(pid);
+        at_closing = proc::state(pid);
         Ok(())
     });
+    gate.opening = Some(Box::new(|| {
+        // Time for a container that was let go to run.
+        std::thread::sleep(Duration::from_millis(100));
+        at_opening = proc::state(pid);
+    }));
     let report = place.dump_with(&place.request(pid), &mut gate).unwrap();
     assert_eq!(gate.log, ["close", "open"]);
     drop(gate);
-    assert_eq!(state, Some('t'), "the container stands still when the gate closes");
+    assert_eq!(at_closing, Some('t'), "the container stands still when the gate closes");
+    assert_eq!(at_opening, Some('t'), "what it sends at once has to get out");
     assert!(report.gate_closed.unwrap() <= report.frozen + Duration::from_millis(20), "{report:?}");
 }
 

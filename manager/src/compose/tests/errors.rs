@@ -127,6 +127,7 @@ fn annotations() {
         "contradicts",
     );
     refuses("annotations: {io.ha-manager.keep: 0}", 39, &ours("keep"), "from 1 to 1000");
+    refuses("annotations: {io.ha-manager.keep-manual: all}", 46, &ours("keep-manual"), "from 1 to 1000");
     for (recovery, part) in [
         ("\"\"", "a step is empty"),
         ("restart, , failover", "a step is empty"),

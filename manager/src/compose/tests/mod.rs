@@ -67,6 +67,7 @@ annotations:
   io.ha-manager.state: stateful
   io.ha-manager.state-sensitivity: 5s
   io.ha-manager.keep: 2
+  io.ha-manager.keep-manual: 7
   io.ha-manager.recovery: restart:1, failover, older-snapshot, cold-start
   org.example/x: y"#);
     let mount = |source, target: &str, read_only| Mount { source, target: target.into(), read_only };
@@ -106,6 +107,7 @@ annotations:
         ],
         state: StateKind::Stateful { sensitivity: Duration::from_secs(5) },
         keep: 2,
+        keep_manual: 7,
         recovery: RecoveryPolicy {
             steps: vec![
                 RecoveryStep::Restart { max: 1 },

@@ -60,6 +60,7 @@ fn recovery(policy: &RecoveryPolicy) -> String {
 fn service(spec: &ContainerSpec) -> Value {
     let mut annotations = map(&spec.annotations);
     annotations["io.ha-manager.keep"] = json!(spec.keep);
+    annotations["io.ha-manager.keep-manual"] = json!(spec.keep_manual);
     annotations["io.ha-manager.recovery"] = json!(recovery(&spec.recovery));
     match spec.state {
         StateKind::Stateless => annotations["io.ha-manager.state"] = json!("stateless"),
@@ -213,11 +214,11 @@ fn spec(index: usize) -> impl Strategy<Value = ContainerSpec> {
         option::of("[a-z]([a-z0-9-]{0,5}[a-z0-9])?"),
     );
     let outside = (mounts(index), any::<bool>(), option::of(healthcheck()), restart_policy(), any::<bool>());
-    let rest = (state(), 1u32..1000, option::of((0u64..1000, option::of(1000u64..5000))), any_text());
+    let rest = (state(), (1u32..1000, 1u32..1000), option::of((0u64..1000, option::of(1000u64..5000))), any_text());
     (process, names, outside, rest).prop_map(
         move |((entrypoint, command, environment), (working_dir, user, hostname), outside, rest)| {
             let (mounts, addressed, healthcheck, restart, depends) = outside;
-            let ((state, recovery), keep, limit, annotation) = rest;
+            let ((state, recovery), (keep, keep_manual), limit, annotation) = rest;
             let last = u8::try_from(index).unwrap() + 1;
             ContainerSpec {
                 name: format!("c{index}").parse().unwrap(),
@@ -249,6 +250,7 @@ fn spec(index: usize) -> impl Strategy<Value = ContainerSpec> {
                     .collect(),
                 state,
                 keep,
+                keep_manual,
                 recovery,
                 annotations: [("org.example.note".to_owned(), annotation)].into(),
             }

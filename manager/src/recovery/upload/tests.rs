@@ -2,12 +2,13 @@ use std::{fs, path::Path};
 
 use super::*;
 use crate::{
-    snapshot::{HexBytes, NetworkIdentity, PartName, SnapshotHealth, SnapshotKind, Versions},
+    snapshot::{HexBytes, Keep, NetworkIdentity, PartName, SnapshotHealth, SnapshotKind, Versions},
     spec::{Epoch, ImageRecord},
     store::{StoreOptions, keys},
 };
 
 const ENOUGH: Duration = Duration::from_secs(60);
+const KEEP: Keep = Keep { periodic: 2, manual: 1 };
 
 fn id(seq: u64) -> SnapshotId {
     SnapshotId { epoch: Epoch(1), seq }
@@ -44,7 +45,7 @@ fn job(dir: &Path, seq: u64) -> Job {
         previous: None,
     };
     let parts = vec![PartSource { name: PartName::Memory, dir: dump.join("memory") }];
-    Job { meta, parts, staging: dump.join("staging"), frozen_at: Instant::now(), wall: Duration::ZERO, keep: 2 }
+    Job { meta, parts, staging: dump.join("staging"), frozen_at: Instant::now(), wall: Duration::ZERO, keep: KEEP }
 }
 
 async fn uploads(dir: &Path, options: StoreOptions, queue_max_bytes: u64) -> Uploads {
@@ -57,7 +58,7 @@ async fn uploads(dir: &Path, options: StoreOptions, queue_max_bytes: u64) -> Upl
         panic!("lost")
     };
     let setting = Setting { store, name, queue: dir.join("queue"), compression_level: 1, queue_max_bytes };
-    Uploads::start(setting, &owner, 2)
+    Uploads::start(setting, &owner, KEEP)
 }
 
 async fn until(what: &str, mut condition: impl FnMut() -> bool) {

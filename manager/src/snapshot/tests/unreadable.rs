@@ -25,13 +25,13 @@ async fn snapshots_that_cannot_be_read_stay_until_there_are_enough_that_can() {
     }
     for n in 4..=5 {
         commit(n).await;
-        assert_eq!(prune(&lab.store, &container(), 3, Epoch(1)).await.unwrap(), Pruned::default());
+        assert_eq!(prune(&lab.store, &container(), keep(3), Epoch(1)).await.unwrap(), Pruned::default());
     }
     let ids = list(&lab.store, &container()).await.unwrap();
     let read = survey(&lab.store, &container(), &ids, |manifest| manifest.meta.id).await.unwrap();
     assert_eq!(read.iter().map(|(id, _)| *id).collect::<Vec<_>>(), ids);
     assert_eq!(read.iter().map(|(_, read)| read.is_ok()).collect::<Vec<_>>(), [true, true, false, false, false]);
     commit(6).await;
-    let pruned = prune(&lab.store, &container(), 3, Epoch(1)).await.unwrap();
+    let pruned = prune(&lab.store, &container(), keep(3), Epoch(1)).await.unwrap();
     assert_eq!(pruned.snapshots, [id("e1-1"), id("e1-2"), id("e1-3")]);
 }
