@@ -10,7 +10,7 @@ use std::{
 use common::{
     PATIENCE, cannot_run, checkpoint, count, fill, ids_of, kill_counter, make_room,
     operator::{counter_with, notes, ok, phase, refused, walk},
-    snapshots, state,
+    state,
     watch::Described,
     with_counter,
 };
