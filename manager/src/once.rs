@@ -31,6 +31,11 @@ impl Once {
         }
         first
     }
+
+    /// All of it may be said again.
+    pub fn forget(&self) {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
 }
 
 #[cfg(test)]
@@ -45,5 +50,7 @@ mod tests {
         assert!(once.first(&long) && !once.first(&format!("{long}y")));
         assert_eq!((0..10_000).filter(|n| once.first(&n.to_string())).count(), MAX_KEYS - 3);
         assert!(!once.first("c"));
+        once.forget();
+        assert!(once.first("c") && once.first("a"));
     }
 }

@@ -17,7 +17,7 @@ pub(super) fn check(config: &NodeConfig) -> Check {
     }
     let dir = config.tls.dir.display();
     match Credentials::load(&config.tls.dir, &config.cluster, &config.node) {
-        Ok(credentials) => judge(credentials.standing(Utc::now().timestamp()), config),
+        Ok(credentials) => judge(credentials.standing(Utc::now().timestamp()), credentials.remedy(), config),
         Err(error) => {
             let remedy = format!("`ha-manager ca issue {}` makes what belongs into {dir}", config.node);
             Check::fail(ID.0, ID.1, crate::chain(&error), remedy)
@@ -25,14 +25,14 @@ pub(super) fn check(config: &NodeConfig) -> Check {
     }
 }
 
-fn judge(standing: Standing, config: &NodeConfig) -> Check {
+fn judge(standing: Standing, remedy: &str, config: &NodeConfig) -> Check {
     let found = match standing {
         Standing::Good { days } => {
             return Check::ok(ID.0, ID.1, format!("{} of {} for {days} days", config.node, config.cluster));
         }
-        Standing::EndsSoon { days } => return Check::warn(ID.0, ID.1, format!("it ends in {days} days"), tls::RENEW),
+        Standing::EndsSoon { days } => return Check::warn(ID.0, ID.1, format!("it ends in {days} days"), remedy),
         Standing::Ended { days } => format!("it has ended {days} days ago"),
         Standing::NotYet => return Check::fail(ID.0, ID.1, "it is not valid yet", "set this node's clock"),
     };
-    Check::fail(ID.0, ID.1, found, tls::RENEW)
+    Check::fail(ID.0, ID.1, found, remedy)
 }

@@ -42,7 +42,7 @@ pub(super) async fn remind(security: Security) {
     }
 }
 
-/// Takes new files for the connections to come; with such as cannot be used it goes on as before.
+/// Takes new files for the connections to come; with such as cannot be used, or are not valid while the present ones are, it goes on as before.
 pub(super) fn renew(security: &Security, config: &NodeConfig) {
     if config.tls.insecure {
         tracing::info!("SIGHUP: there are no certificates to read again");
@@ -50,7 +50,10 @@ pub(super) fn renew(security: &Security, config: &NodeConfig) {
     }
     match credentials(config) {
         Ok(credentials) => {
-            security.renew(credentials);
+            if let Err(worse) = security.renew(credentials, Utc::now().timestamp()) {
+                tracing::warn!("SIGHUP: the certificate stays as it was: {worse}");
+                return;
+            }
             tracing::info!("SIGHUP: the certificate was read again");
             say_trouble(security);
         }

@@ -2,7 +2,7 @@
 
 use std::{ops::ControlFlow, time::Duration};
 
-use ha_proto::peer::{MAX_MESSAGE, TakeOverRequest, peer_client::PeerClient};
+use ha_proto::peer::{MAX_MESSAGE, PingRequest, TakeOverRequest, peer_client::PeerClient};
 use serde_json::json;
 
 use super::{
@@ -17,6 +17,8 @@ use crate::{
 
 /// Restoring there, with room for a large image.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Answering a ping.
+const ANSWER: Duration = Duration::from_secs(5);
 
 /// What became of it.
 pub(super) enum Handover {
@@ -110,6 +112,16 @@ impl Actor {
         }
     }
 
+    /// Whether the peer can be asked at all, for a move to find out while the container still serves.
+    pub(super) async fn reach(&self, to: &NodeName, address: &str) -> Result<(), String> {
+        let away = |why: String| format!("node {to} at {address} is not reached from here: {why}");
+        let channel = self.ctx.security.connect(to, address).await.map_err(|error| away(crate::chain(&error)))?;
+        let ping = PingRequest { envelope: Some(self.ctx.membership.service().envelope()), seq: 0 };
+        let answer = tokio::time::timeout(ANSWER, PeerClient::new(channel).ping(ping)).await;
+        let answer = answer.map_err(|_| away(format!("no answer within {ANSWER:?}")))?;
+        answer.map(drop).map_err(|status| away(crate::chain(&status)))
+    }
+
     async fn ask(&self, to: &NodeName, snapshot: Option<SnapshotId>) -> Result<u64, NotTaken> {
         let peers = self.ctx.membership.peers();
         let peer = peers
@@ -128,7 +140,7 @@ impl Actor {
         let mut client = PeerClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
         let reply = tokio::time::timeout(PATIENCE, client.take_over(request)).await;
         let reply = reply.map_err(|_| NotTaken::Unknown(away(format!("no answer within {PATIENCE:?}"))))?;
-        let reply = reply.map_err(|status| NotTaken::Unknown(away(status.message().to_owned())))?.into_inner();
+        let reply = reply.map_err(|status| NotTaken::Unknown(away(crate::chain(&status))))?.into_inner();
         if reply.error.is_empty() { Ok(reply.epoch) } else { Err(NotTaken::Refused(away(reply.error))) }
     }
 

@@ -46,7 +46,7 @@ const MOVED: &str = "moved";
 
 impl Actor {
     pub(super) async fn order_move(&mut self, to: NodeName, progress: ProgressSender, reply: Reply) -> ControlFlow<()> {
-        if let Err(refused) = self.may_move(&to) {
+        if let Err(refused) = self.may_move(&to).await {
             let _ = reply.send(Err(refused));
             return ControlFlow::Continue(());
         }
@@ -113,7 +113,7 @@ impl Actor {
         }
     }
 
-    fn may_move(&self, to: &NodeName) -> Result<(), ApiError> {
+    async fn may_move(&self, to: &NodeName) -> Result<(), ApiError> {
         if *to == self.ctx.config.node {
             return Err(ApiError::Refused(format!("{} is on {to} already", self.name)));
         }
@@ -127,7 +127,11 @@ impl Actor {
             Some(_) if !matches!(self.state, State::Up(_)) => {
                 Err(ApiError::Refused(format!("{} is not running", self.name)))
             }
-            Some(_) => Ok(()),
+            // Heartbeats may come over a connection from the peer: that this node can make one is another question.
+            Some(peer) => self
+                .reach(to, &peer.address)
+                .await
+                .map_err(|why| ApiError::Refused(format!("{why}; {} goes on here", self.name))),
         }
     }
 

@@ -4,14 +4,24 @@
 //! clocks differ.
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
-use chrono::{DateTime, Datelike, Days, Utc};
+use chrono::{DateTime, Datelike, Days, NaiveTime, Utc};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    KeyUsagePurpose, PublicKeyData, SanType,
 };
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 
 use super::identity::{self, Subject};
+
+#[derive(Debug, thiserror::Error)]
+pub enum CaError {
+    #[error("the key belongs to none of the certificates")]
+    Unfit,
+    #[error("the authority has ended on {}: make another one (docs/tls.md, Another authority)", .on.date_naive())]
+    Ended { on: DateTime<Utc> },
+    #[error(transparent)]
+    Making(#[from] rcgen::Error),
+}
 
 /// A certificate and its private key, both as PEM.
 pub struct Pair {
@@ -33,15 +43,29 @@ pub fn authority(cluster: &str, now: DateTime<Utc>, days: u32) -> Result<Pair, r
     Ok(Pair { certificate: params.self_signed(&key)?.pem(), key: key.serialize_pem() })
 }
 
-/// A certificate for `subject`, signed by `ca` and ending with it at the latest.
+/// The certificate that belongs to the key of `ca`, among those of a file that may hold several.
 ///
 /// # Errors
-/// When `ca` is no authority's certificate with its key, and from the making of keys.
-pub fn issue(ca: &Pair, subject: &Subject, now: DateTime<Utc>, days: u32) -> Result<Pair, rcgen::Error> {
-    let issuer = Issuer::from_ca_cert_pem(&ca.certificate, KeyPair::from_pem(&ca.key)?)?;
-    let der = CertificateDer::from_pem_slice(ca.certificate.as_bytes()).ok();
-    let facts = der.and_then(|der| identity::read(&der).ok()).ok_or(rcgen::Error::CouldNotParseCertificate)?;
+/// When there is none.
+pub fn own_certificate(ca: &Pair) -> Result<CertificateDer<'static>, CaError> {
+    let public = KeyPair::from_pem(&ca.key)?.subject_public_key_info();
+    let mut all = CertificateDer::pem_slice_iter(ca.certificate.as_bytes()).filter_map(Result::ok);
+    all.find(|der| identity::is_of_key(der, &public)).ok_or(CaError::Unfit)
+}
+
+/// A certificate for `subject`, signed by the one of `ca` that belongs to its key, and ending with it at the latest.
+///
+/// # Errors
+/// When the key belongs to no certificate, when the authority has ended, and from the making of keys.
+pub fn issue(ca: &Pair, subject: &Subject, now: DateTime<Utc>, days: u32) -> Result<Pair, CaError> {
+    let der = own_certificate(ca)?;
+    let issuer = Issuer::from_ca_cert_der(&der, KeyPair::from_pem(&ca.key)?)?;
+    let facts = identity::read(&der).map_err(|_| rcgen::Error::CouldNotParseCertificate)?;
     let last = DateTime::from_timestamp(facts.ends, 0).ok_or(rcgen::Error::CouldNotParseCertificate)?;
+    // A certificate ends at midnight.
+    if last.date_naive().and_time(NaiveTime::MIN).and_utc() <= now {
+        return Err(CaError::Ended { on: last });
+    }
     let name = match subject {
         Subject::Node { node, .. } => node.as_str(),
         Subject::Authority { cluster } => cluster,
@@ -120,6 +144,27 @@ pub(super) mod tests {
         let issued = issue(&ca, &node("lab", "n1"), Utc::now(), 100).unwrap();
         let ends = |pem: &str| identity::read(&der(pem)).unwrap().ends;
         assert_eq!(ends(&issued.certificate), ends(&ca.certificate));
+    }
+
+    #[test]
+    fn an_authority_that_has_ended_signs_nothing() {
+        let then = Utc::now().checked_sub_days(Days::new(30)).unwrap();
+        let ca = authority("lab", then, 10).unwrap();
+        let said = issue(&ca, &node("lab", "n1"), Utc::now(), 5).map(drop).unwrap_err().to_string();
+        assert!(said.contains("has ended on") && said.contains("Another authority"), "{said}");
+        issue(&ca, &node("lab", "n1"), then, 5).unwrap();
+    }
+
+    #[test]
+    fn the_certificate_of_the_key_signs_wherever_it_is_in_the_file() {
+        let (old, new) = (authority("lab", Utc::now(), 10).unwrap(), authority("lab", Utc::now(), 20).unwrap());
+        let both = Pair { certificate: format!("{}{}", old.certificate, new.certificate), key: new.key };
+        assert_eq!(own_certificate(&both).unwrap().to_vec(), der(&new.certificate));
+        let issued = issue(&both, &node("lab", "n1"), Utc::now(), 100).unwrap();
+        let ends = |pem: &str| identity::read(&der(pem)).unwrap().ends;
+        assert_eq!(ends(&issued.certificate), ends(&new.certificate));
+        let mixed = Pair { certificate: old.certificate, key: both.key };
+        assert!(matches!(issue(&mixed, &node("lab", "n1"), Utc::now(), 5), Err(CaError::Unfit)));
     }
 
     #[test]

@@ -51,6 +51,8 @@ pub struct Credentials {
     pub(super) server: Arc<ServerConfig>,
     begins: i64,
     ends: i64,
+    /// Of the authority that has signed it.
+    authority_ends: i64,
 }
 
 impl Credentials {
@@ -73,27 +75,40 @@ impl Credentials {
         let crypto = crate::crypto();
         let unusable =
             |source: Box<dyn std::error::Error + Send + Sync>| CredentialsError::Authority { path: ca.clone(), source };
+        // Judged at its end: whether that has passed is another question.
+        let then = UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(facts.ends).unwrap_or(0)));
         let mut roots = RootCertStore::empty();
+        let mut authority_ends = i64::MIN;
         for authority in authorities {
-            let Subject::Authority { cluster: theirs } = read(&ca, &authority)?.subject else {
+            let Facts { subject, ends, .. } = read(&ca, &authority)?;
+            let Subject::Authority { cluster: theirs } = subject else {
                 return Err(CredentialsError::NoAuthority { path: ca });
             };
             if theirs != cluster {
                 let source = IdentityError::Cluster { ours: cluster.to_owned(), theirs };
                 return Err(CredentialsError::Identity { path: ca, source });
             }
+            let mut alone = RootCertStore::empty();
+            alone.add(authority.clone()).map_err(|error| unusable(error.into()))?;
+            let alone = Verifier::new(cluster.to_owned(), alone, Arc::clone(&crypto));
+            if alone.is_ok_and(|alone| alone.check_server(own, &chain[1..], then).is_ok()) {
+                authority_ends = authority_ends.max(ends);
+            }
             roots.add(authority).map_err(|error| unusable(error.into()))?;
         }
         let verifier = Verifier::new(cluster.to_owned(), roots, crypto).map_err(|error| unusable(error.into()))?;
-        // Judged at its end: whether that has passed is another question.
-        let then = UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(facts.ends).unwrap_or(0)));
         let signed = verifier.check_server(own, &chain[1..], then);
         signed.map_err(|source| CredentialsError::NotSigned { path: certificate.clone(), ca: ca.clone(), source })?;
 
         let secret = PrivateKeyDer::from_pem_slice(&files::key(&key)?).map_err(|_| nothing(&key, "private key"))?;
         let unfit = |source| CredentialsError::Unfit { path: certificate.clone(), key: key.clone(), source };
         let (client, server) = configs(verifier, chain, secret).map_err(unfit)?;
-        Ok(Self { client, server, begins: facts.begins, ends: facts.ends })
+        Ok(Self { client, server, begins: facts.begins, ends: facts.ends, authority_ends })
+    }
+
+    /// How this node comes by a certificate that lasts longer.
+    pub fn remedy(&self) -> &'static str {
+        if self.authority_ends <= self.ends { super::REPLACE } else { super::RENEW }
     }
 
     /// Where `now`, in seconds since 1970, is in the time that this node's certificate is valid.

@@ -7,6 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustls::pki_types::{CertificateDer, pem::PemObject};
+
 use super::ca::Pair;
 
 /// The authority's certificate, on every node and beside its key.
@@ -30,6 +32,10 @@ pub enum FileError {
         "the private key {path:?} is open to others (mode {mode:03o}): chmod 600 it, or make a new one if somebody may have read it"
     )]
     Open { path: PathBuf, mode: u32 },
+    #[error(
+        "the private key {path:?} is of user {uid}, who may read it: chown it to root, or make a new one if somebody may have read it"
+    )]
+    Owner { path: PathBuf, uid: u32 },
     #[error("{path:?} is there already; --force replaces it")]
     There { path: PathBuf },
     #[error("cannot write {path:?}")]
@@ -42,13 +48,17 @@ pub fn certificates(path: &Path) -> Result<Vec<u8>, FileError> {
     capped(path, file)
 }
 
-/// A key's file; refused where others than its owner may read it.
+/// A key's file; refused where others than its owner may read it, or where that is neither root nor this process's user.
 pub fn key(path: &Path) -> Result<Vec<u8>, FileError> {
     let read = |source| FileError::Read { path: path.to_owned(), source };
     let file = File::open(path).map_err(read)?;
-    let mode = file.metadata().map_err(read)?.mode() & 0o777;
+    let metadata = file.metadata().map_err(read)?;
+    let (mode, uid) = (metadata.mode() & 0o777, metadata.uid());
     if mode & 0o077 != 0 {
         return Err(FileError::Open { path: path.to_owned(), mode });
+    }
+    if uid != 0 && uid != nix::unistd::geteuid().as_raw() {
+        return Err(FileError::Owner { path: path.to_owned(), uid });
     }
     capped(path, file)
 }
@@ -82,8 +92,17 @@ pub fn write_authority(dir: &Path, pair: &Pair, force: bool) -> Result<(), FileE
     write(dir, &[(CA_KEY, &pair.key, PRIVATE), (CA_CERT, &pair.certificate, PUBLIC)], force)
 }
 
-pub fn write_node(dir: &Path, ca: &str, pair: &Pair, force: bool) -> Result<(), FileError> {
-    write(dir, &[(NODE_KEY, &pair.key, PRIVATE), (NODE_CERT, &pair.certificate, PUBLIC), (CA_CERT, ca, PUBLIC)], force)
+/// Without `ca` the authorities that are there stay.
+pub fn write_node(dir: &Path, ca: Option<&str>, pair: &Pair, force: bool) -> Result<(), FileError> {
+    let mut files = vec![(NODE_KEY, pair.key.as_str(), PRIVATE), (NODE_CERT, &pair.certificate, PUBLIC)];
+    files.extend(ca.map(|ca| (CA_CERT, ca, PUBLIC)));
+    write(dir, &files, force)
+}
+
+/// Whether the authorities of a node have this one among them.
+pub fn believes(dir: &Path, authority: &CertificateDer<'_>) -> bool {
+    certificates(&dir.join(CA_CERT))
+        .is_ok_and(|bytes| CertificateDer::pem_slice_iter(&bytes).filter_map(Result::ok).any(|der| der == *authority))
 }
 
 /// Each file whole or not at all; none when one of them is there and is not to be replaced.
@@ -148,6 +167,12 @@ mod tests {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
         let said = key(&path).unwrap_err().to_string();
         assert!(said.contains("mode 640") && said.contains("chmod 600"), "{said}");
+        if nix::unistd::geteuid().is_root() {
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+            std::os::unix::fs::chown(&path, Some(1000), None).unwrap();
+            let said = key(&path).unwrap_err().to_string();
+            assert!(said.contains("of user 1000") && said.contains("chown"), "{said}");
+        }
         fs::write(&path, vec![b'x'; usize::try_from(MAX_BYTES).unwrap() + 1]).unwrap();
         assert!(matches!(certificates(&path), Err(FileError::TooLarge { .. })));
     }

@@ -93,6 +93,11 @@ pub fn read(der: &[u8]) -> Result<Facts, IdentityError> {
     Ok(Facts { subject, begins: validity.not_before.timestamp(), ends: validity.not_after.timestamp() })
 }
 
+/// Whether a certificate is for this public key (SubjectPublicKeyInfo).
+pub fn is_of_key(der: &[u8], public: &[u8]) -> bool {
+    parse_x509_certificate(der).is_ok_and(|(_, certificate)| certificate.public_key().raw == public)
+}
+
 /// The node of `cluster` that a certificate is for.
 pub fn node_of(der: &[u8], cluster: &str) -> Result<NodeName, IdentityError> {
     match read(der)?.subject {
@@ -120,6 +125,11 @@ pub enum Standing {
 }
 
 impl Standing {
+    /// Peers believe it now.
+    pub fn is_good(self) -> bool {
+        matches!(self, Self::Good { .. } | Self::EndsSoon { .. })
+    }
+
     pub fn at(now: i64, begins: i64, ends: i64) -> Self {
         if now < begins {
             Self::NotYet

@@ -54,9 +54,20 @@ impl Security {
         Self(Arc::new(Inner { credentials: RwLock::new(credentials), refusals: Arc::default() }))
     }
 
-    /// From now on for new connections; those that are open go on.
-    pub fn renew(&self, credentials: Credentials) {
-        *self.0.credentials.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(credentials));
+    /// From `now` on for new connections; those that are open go on. What was refused before is said again.
+    ///
+    /// # Errors
+    /// When peers would refuse the new one and believe the one there is: that one stays.
+    pub fn renew(&self, credentials: Credentials, now: i64) -> Result<(), Worse> {
+        let mut current = self.0.credentials.write().unwrap_or_else(PoisonError::into_inner);
+        let good = current.as_ref().is_some_and(|current| current.standing(now).is_good());
+        match credentials.standing(now) {
+            Standing::NotYet if good => return Err(Worse::NotYet),
+            Standing::Ended { days } if good => return Err(Worse::Ended { days }),
+            _ => *current = Some(Arc::new(credentials)),
+        }
+        self.0.refusals.forget();
+        Ok(())
     }
 
     fn credentials(&self) -> Option<Arc<Credentials>> {
@@ -74,7 +85,7 @@ impl Security {
     /// What an operator should know, at `now` in seconds since 1970; `None` when all is well.
     pub fn trouble(&self, now: i64) -> Option<String> {
         let Some(credentials) = self.credentials() else { return Some(INSECURE.to_owned()) };
-        trouble(credentials.standing(now))
+        trouble(credentials.standing(now), credentials.remedy())
     }
 }
 
@@ -84,13 +95,25 @@ pub const INSECURE: &str =
 pub const RENEW: &str =
     "issue a new one with `ha-manager ca issue`, put it in place and reload (SIGHUP) or restart the manager";
 
+/// For a certificate that no new one of the same authority would outlast.
+pub const REPLACE: &str = "the authority ends too: docs/tls.md, Another authority";
+
+/// A new certificate that is not taken in place of a good one.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Worse {
+    #[error("the new one has ended {days} days ago: was the right file copied?")]
+    Ended { days: i64 },
+    #[error("the new one is not valid yet: compare this node's clock with that of the machine that issued it")]
+    NotYet,
+}
+
 /// What is wrong with a node's certificate, and the remedy.
-fn trouble(standing: Standing) -> Option<String> {
+fn trouble(standing: Standing, remedy: &str) -> Option<String> {
     match standing {
         Standing::Good { .. } => None,
-        Standing::EndsSoon { days } => Some(format!("this node's certificate ends in {days} days: {RENEW}")),
+        Standing::EndsSoon { days } => Some(format!("this node's certificate ends in {days} days: {remedy}")),
         Standing::Ended { days } => {
-            Some(format!("this node's certificate has ended {days} days ago, and peers refuse it: {RENEW}"))
+            Some(format!("this node's certificate has ended {days} days ago, and peers refuse it: {remedy}"))
         }
         Standing::NotYet => Some(
             "this node's certificate is not valid yet, and peers refuse it: is this node's clock right?".to_owned(),

@@ -47,7 +47,7 @@ fn of_tls(error: &rustls::Error) -> Cause {
             "no TLS",
             "it does not speak TLS; is `insecure` set in [tls] of its configuration, or is it no node at all?",
         ),
-        rustls::Error::AlertReceived(alert) => Cause::new("alert", of_alert(*alert)),
+        rustls::Error::AlertReceived(alert) => Cause::new(alert.as_str().unwrap_or("alert"), of_alert(*alert)),
         other => Cause::new("TLS", other.to_string()),
     }
 }
@@ -94,25 +94,35 @@ fn of_alert(alert: AlertDescription) -> String {
 
 /// Connections that were refused, each peer and cause logged once.
 #[derive(Debug)]
-pub struct Refusals(Once);
+pub struct Refusals {
+    /// Apart: strangers may be many, this node's own peers are not.
+    incoming: Once,
+    outgoing: Once,
+}
 
 impl Default for Refusals {
     fn default() -> Self {
-        Self(Once::new("refused connections"))
+        Self { incoming: Once::new("refused connections"), outgoing: Once::new("failed connections to peers") }
     }
 }
 
 impl Refusals {
+    /// Of another certificate than the present one: all may be said again.
+    pub fn forget(&self) {
+        self.incoming.forget();
+        self.outgoing.forget();
+    }
+
     /// One that came from `source`.
     pub fn incoming(&self, source: IpAddr, cause: &Cause) {
-        if self.0.first(&format!("from {source} {}", cause.kind)) {
+        if self.incoming.first(&format!("{source} {}", cause.kind)) {
             tracing::warn!(%source, cause = cause.text, "a connection was refused; this is not said again");
         }
     }
 
     /// One to `address`.
     pub fn outgoing(&self, address: &str, cause: &Cause) {
-        if self.0.first(&format!("to {address} {}", cause.kind)) {
+        if self.outgoing.first(&format!("{address} {}", cause.kind)) {
             tracing::warn!(address, cause = cause.text, "no connection to a peer; this is not said again");
         }
     }
@@ -138,6 +148,8 @@ mod tests {
                 ("cluster", "the certificate is of cluster b, this node of a")
             );
         }
+        let alert = |alert| cause(&io::Error::other(rustls::Error::AlertReceived(alert))).unwrap().kind;
+        assert_ne!(alert(AlertDescription::UnknownCA), alert(AlertDescription::CertificateExpired));
         assert_eq!(cause(&io::ErrorKind::ConnectionRefused.into()), None);
         assert_eq!(cause(&io::Error::other("something else")), None);
     }

@@ -36,7 +36,7 @@ impl Authority {
 
     pub fn load(&self, node: &str, pair: &Pair) -> Result<Credentials, CredentialsError> {
         let dir = tempfile::tempdir().unwrap();
-        files::write_node(dir.path(), &self.pair.certificate, pair, false).unwrap();
+        files::write_node(dir.path(), Some(&self.pair.certificate), pair, false).unwrap();
         Credentials::load(dir.path(), &self.cluster, &node.parse().unwrap())
     }
 

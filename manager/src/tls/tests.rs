@@ -8,7 +8,12 @@ use tokio::{
 use tokio_stream::StreamExt;
 use tonic::transport::server::Connected;
 
-use super::{client::Pin, identity::IdentityError, testing::Authority, *};
+use super::{
+    client::Pin,
+    identity::{IdentityError, Subject},
+    testing::Authority,
+    *,
+};
 
 /// For what happens by itself; only broken code takes so long.
 const LONG: Duration = Duration::from_secs(20);
@@ -95,7 +100,7 @@ async fn each_end_refuses_what_is_not_of_its_cluster() {
     let mut server = Server::start(&lab.node("n1"), Limits::default()).await;
     // The client sees it first: its own check of the server comes before.
     assert_eq!(kind(&outcome(&stranger.node("n2"), &server).await), "stranger");
-    assert_eq!(kind(&outcome(&Security::mutual(lab.expired("n2")), &server).await), "alert");
+    assert_eq!(kind(&outcome(&Security::mutual(lab.expired("n2")), &server).await), "CertificateExpired");
     let mut plain = Security::insecure().dial(&server.address, &Pin::default()).await.unwrap();
     plain.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
     let mut answer = Vec::new();
@@ -156,12 +161,36 @@ async fn new_files_are_for_new_connections() {
     let mut kept = old.node("n3").dial(&server.address, &Pin::default()).await.unwrap();
     let mut conn = server.next().await;
     assert_eq!(kind(&outcome(&client, &server).await), "stranger");
-    server_of.renew(new.credentials("n1"));
+    server_of.renew(new.credentials("n1"), Utc::now().timestamp()).unwrap();
     client.dial(&server.address, &Pin::default()).await.unwrap();
     assert_eq!(server.next().await.connect_info().node.unwrap().as_str(), "n2");
     kept.write_all(b"x").await.unwrap();
     kept.flush().await.unwrap();
     assert_eq!(conn.read(&mut [0; 4]).await.unwrap(), 1, "an open connection was cut");
+}
+
+#[test]
+fn a_good_certificate_gives_way_to_no_bad_one() {
+    let (lab, now) = (Authority::of("lab"), Utc::now().timestamp());
+    let security = lab.node("n1");
+    assert!(matches!(security.renew(lab.expired("n1"), now), Err(Worse::Ended { .. })));
+    let later = lab.issue("n1", Utc::now().checked_add_days(chrono::Days::new(20)).unwrap());
+    assert_eq!(security.renew(lab.load("n1", &later).unwrap(), now), Err(Worse::NotYet));
+    assert_eq!(security.trouble(now), None);
+    // There is nothing to lose.
+    let ended = Security::mutual(lab.expired("n1"));
+    ended.renew(lab.expired("n1"), now).unwrap();
+    ended.renew(lab.credentials("n1"), now).unwrap();
+    assert_eq!(ended.trouble(now), None);
+}
+
+#[test]
+fn a_certificate_that_ends_with_its_authority_is_not_to_be_issued_anew() {
+    let lab = Authority::of("lab");
+    let subject = Subject::Node { cluster: "lab".into(), node: "n1".parse().unwrap() };
+    let whole = ca::issue(&lab.pair, &subject, Utc::now(), 1000).unwrap();
+    assert_eq!(lab.load("n1", &whole).unwrap().remedy(), REPLACE);
+    assert_eq!(lab.credentials("n1").remedy(), RENEW);
 }
 
 #[test]
@@ -208,12 +237,12 @@ fn an_authority_of_another_cluster_is_refused_at_the_start() {
     let (lab, prod) = (Authority::of("lab"), Authority::of("prod"));
     let dir = tempfile::tempdir().unwrap();
     let both = format!("{}{}", lab.pair.certificate, prod.pair.certificate);
-    files::write_node(dir.path(), &both, &lab.issue("n1", Utc::now()), false).unwrap();
+    files::write_node(dir.path(), Some(&both), &lab.issue("n1", Utc::now()), false).unwrap();
     let error = Credentials::load(dir.path(), "lab", &"n1".parse().unwrap()).unwrap_err();
     assert!(matches!(error, CredentialsError::Identity { source: IdentityError::Cluster { .. }, .. }), "{error:?}");
     // Two of this cluster: while one takes the other's place.
     let next = Authority::of("lab");
     let both = format!("{}{}", lab.pair.certificate, next.pair.certificate);
-    files::write_node(dir.path(), &both, &next.issue("n1", Utc::now()), true).unwrap();
+    files::write_node(dir.path(), Some(&both), &next.issue("n1", Utc::now()), true).unwrap();
     Credentials::load(dir.path(), "lab", &"n1".parse().unwrap()).unwrap();
 }
