@@ -219,6 +219,32 @@ fn a_certificate_that_ends_soon_is_said_and_a_new_one_taken_without_touching_a_c
 }
 
 #[test]
+fn a_move_to_a_node_that_cannot_be_connected_to_is_refused_before_anything_is_frozen() {
+    if cannot_run("a_move_to_a_node_that_cannot_be_connected_to_is_refused_before_anything_is_frozen") {
+        return;
+    }
+    let cluster = Cluster::start(2, "").unwrap();
+    cluster.members[0].apply(&Workload::Counter.compose(common::NEVER).unwrap()).unwrap();
+    let before = common::state(&cluster);
+    // Another authority's files: what is connected stays so, and the heartbeats go on.
+    let theirs = ca::authority(CLUSTER, Utc::now(), 100).unwrap();
+    let pair = ca::issue(&theirs, &subject(CLUSTER, "n2"), Utc::now(), 50).unwrap();
+    let target = &cluster.members[1];
+    files::write_node(&target.node.disk().join("tls"), Some(&theirs.certificate), &pair, true).unwrap();
+    kill(Pid::from_raw(target.manager_pid().unwrap().cast_signed()), Signal::SIGHUP).unwrap();
+    cluster
+        .wait("the files to be read", PATIENCE, |cluster| said(&cluster.members[1], &["was read again"]) > 0)
+        .unwrap();
+    let since = SystemTime::now();
+    let told = operator::refused(&cluster.members[0], &["move", "counter", "--to", "n2"], 5);
+    for word in ["n2", "not reached from here", "invalid peer certificate", "goes on here"] {
+        assert!(told.contains(word), "{word}: {told}");
+    }
+    assert!(common::events_since(&cluster, "checkpoint.committed", since).is_empty());
+    assert_eq!(common::state(&cluster), before);
+}
+
+#[test]
 fn without_certificates_it_is_said_everywhere_and_a_node_with_them_keeps_away() {
     if cannot_run("without_certificates_it_is_said_everywhere_and_a_node_with_them_keeps_away") {
         return;
