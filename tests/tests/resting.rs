@@ -143,7 +143,7 @@ fn a_container_that_was_given_up_stays_so_on_the_node_that_takes_it_over() {
     assert_eq!(found.text("outcome"), Some("failed"), "{found:?}");
     stays_at_rest(&watched, "failed");
     let peer = &watched.cluster.members[1 - owner];
-    assert!(notes(peer, "counter").contains("exit code"), "{}", notes(peer, "counter"));
+    assert!(notes(peer, "counter").contains("nothing more to try"), "{}", notes(peer, "counter"));
     assert_eq!(watched.events("process.ended").len(), begun);
     watched.switch_on(owner);
     watched.finish();
