@@ -14,7 +14,7 @@ use ha_proto::agent::{Config, User};
 use nix::{
     errno::Errno,
     sys::{
-        signal::SigSet,
+        signal::{SigHandler, SigSet, Signal, signal},
         wait::{Id, WaitPidFlag, waitid},
     },
     unistd::{Gid, Pid, Uid, getgid, getuid, setgroups, setresgid, setresuid, setsid},
@@ -66,6 +66,11 @@ fn become_user(command: &mut Command, user: User) {
         setsid()?;
         // The agent's mask is for its signalfd; std hands it down.
         SigSet::empty().thread_set_mask()?;
+        // What an ancestor of the manager ignored (nohup: SIGHUP) is ignored over exec, and a shell then cannot even trap it.
+        for number in Signal::iterator().filter(|number| !matches!(number, Signal::SIGKILL | Signal::SIGSTOP)) {
+            // SAFETY: the default disposition runs no code of ours.
+            unsafe { signal(number, SigHandler::SigDfl) }?;
+        }
         if change {
             setgroups(&groups)?;
             setresgid(gid, gid, gid)?;

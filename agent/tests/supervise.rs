@@ -205,12 +205,15 @@ fn who_does_not_heed_the_stop_is_killed_with_its_group() {
 }
 
 #[test]
-fn a_process_begins_with_no_signal_blocked_and_ends_by_its_stop_signal() {
+fn a_process_begins_with_no_signal_blocked_or_ignored_and_ends_by_its_stop_signal() {
     let mut config = shell("", Stateless, No);
-    config.argv = ["grep", "SigBlk", "/proc/self/status"].map(str::to_owned).to_vec();
-    let mut agent = Agent::start(&config);
+    config.argv = ["grep", "-E", "Sig(Blk|Ign)", "/proc/self/status"].map(str::to_owned).to_vec();
+    // As under nohup.
+    let mut ignoring = std::process::Command::new("sh");
+    ignoring.args(["-c", "trap '' HUP USR1 QUIT; exec \"$0\" --channel \"$1\"", env!("CARGO_BIN_EXE_ha-agent")]);
+    let mut agent = Agent::start_by(ignoring, &config);
     assert_eq!(agent.exit_code(), Some(0));
-    assert_eq!(agent.channel.log(), ["stdout F SigBlk:\t0000000000000000"]);
+    assert_eq!(agent.channel.log(), ["stdout F SigBlk:\t0000000000000000", "stdout F SigIgn:\t0000000000000000"]);
 
     config.argv = ["sleep", "1000"].map(str::to_owned).to_vec();
     let mut agent = Agent::start(&config);
@@ -235,15 +238,15 @@ fn the_healthcheck_flips_and_counts() {
     let agent = Agent::start(&config);
     let changed =
         |kind: &Kind| if let Kind::HealthChanged(h) = kind { Some((h.health(), h.output.clone())) } else { None };
-    assert_eq!(agent.channel.event_of(changed), (Health::Unhealthy, "looked\n".to_owned()));
+    assert_eq!(agent.channel.event_of(changed), (Health::Unhealthy, "looked".to_owned()));
     std::fs::write(&flag, "").unwrap();
     assert_eq!(agent.channel.event_of(changed).0, Health::Healthy);
     assert!(agent.channel.check(0).check.unwrap().healthy);
     std::fs::remove_file(&flag).unwrap();
     let check = agent.channel.check(0).check.unwrap();
-    assert_eq!((check.healthy, check.code, check.output.as_str()), (false, 1, "looked\n"));
+    assert_eq!((check.healthy, check.code, check.output.as_str()), (false, 1, "looked"));
     assert_eq!(agent.channel.event_of(changed).0, Health::Unhealthy);
-    assert_eq!(agent.channel.status().health_output, "looked\n");
+    assert_eq!(agent.channel.status().health_output, "looked");
 }
 
 #[test]
@@ -255,7 +258,7 @@ fn a_check_that_hangs_is_killed_and_a_quiesce_waits_for_it() {
     let began = std::time::Instant::now();
     let check = agent.channel.check(300).check.unwrap();
     assert!(check.timed_out && !check.healthy && began.elapsed().as_secs() < 20);
-    assert_eq!(check.output.len(), 4096);
+    assert_eq!(check.output.len(), 4095, "4 KiB, without the line's end");
 
     let waiting = std::thread::scope(|scope| {
         let channel = &agent.channel;
@@ -282,5 +285,5 @@ fn processes_run_as_the_configured_user() {
     for line in ["65534", "65533", "65533 7777", "x"] {
         agent.channel.wait_for_log(&format!("stdout F {line}"));
     }
-    assert_eq!(agent.channel.check(0).check.unwrap().output, "65534\n");
+    assert_eq!(agent.channel.check(0).check.unwrap().output, "65534");
 }

@@ -260,6 +260,13 @@ fn a_second_manager_a_taken_name_and_a_wrong_configuration_are_refused_with_the_
     let said = refused(&cluster, &other);
     assert!(said.contains("n1") && said.contains("taken"), "{said}");
 
+    // A copied configuration in which only the name was changed.
+    let lines = elsewhere.lines().filter(|line| !line.starts_with("tls."));
+    let twin = lines.map(|line| if line.starts_with("node = ") { "tls.insecure = true\nnode = \"n9\"" } else { line });
+    fs::write(&other, twin.collect::<Vec<_>>().join("\n")).unwrap();
+    let said = refused(&cluster, &other);
+    assert!(said.contains("`[network] address` is also that of node n1"), "{said}");
+
     let line = |of: &str| 1 + elsewhere.lines().position(|line| line.starts_with(of)).unwrap();
     for (wrong, at, word) in [
         (elsewhere.replace("cluster = ", "klaster = "), line("cluster"), "klaster"),

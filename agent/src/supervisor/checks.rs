@@ -197,7 +197,9 @@ impl Agent {
         self.health.deadline().filter(|_| free)
     }
 
-    fn judge_check(&mut self, result: CheckResult) {
+    fn judge_check(&mut self, mut result: CheckResult) {
+        // It stands in sentences.
+        result.output.truncate(result.output.trim_end().len());
         if !result.healthy {
             self.health_output = match (result.timed_out, result.output.is_empty()) {
                 (true, _) => text(format!("timed out after {} ms: {}", result.took_ms, result.output).as_bytes()),

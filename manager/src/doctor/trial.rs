@@ -29,7 +29,7 @@ pub(super) fn run(criu: &str, base: &Path) -> Result<String, TrialError> {
     let (script, dir) = (script.to_string_lossy(), scrap.path().to_string_lossy());
     let (criu, temporary) = (format!("CRIU={criu}"), format!("TMPDIR={dir}"));
     // Killed, `bash` has become `unshare` by then, which takes all in its namespaces along.
-    let output = tool::run("env", &[&criu, &temporary, "bash", &script], TIMEOUT)?;
+    let output = tool::run("env", &["--chdir=/", &criu, &temporary, "bash", &script], TIMEOUT)?;
     match output.ok() {
         true => Ok(output.last_line()),
         false => Err(TrialError::Refused(output.text.lines().map(str::trim).collect::<Vec<_>>().join("; "))),

@@ -168,10 +168,9 @@ impl Node {
     fn beat_in(&self) -> Option<Duration> {
         let peers = self.ctx.membership.peers();
         let is = |liveness| peers.iter().any(|peer| peer.liveness == liveness);
-        let alone = peers.is_empty() && !self.ctx.config.peers.is_empty();
         let pause = if is(Liveness::Suspect) {
             SUSPECT_BEAT
-        } else if alone || is(Liveness::Dead) || self.lives.strangers.load(Ordering::Relaxed) {
+        } else if self.alone() || is(Liveness::Dead) || self.lives.strangers.load(Ordering::Relaxed) {
             DEAD_BEAT
         } else {
             return None;

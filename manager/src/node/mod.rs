@@ -136,7 +136,19 @@ impl Node {
     pub fn problems(&self) -> Vec<String> {
         let mut problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner).clone();
         problems.extend(self.ctx.security.trouble(Utc::now().timestamp()));
+        if self.alone() {
+            problems.push(format!(
+                "nobody in `peers` ({}) has been heard since this manager was started: nobody would take over; look at the \
+                 addresses, the certificates and the log",
+                self.ctx.config.peers.join(", ")
+            ));
+        }
         problems
+    }
+
+    /// It should have peers, and knows none.
+    fn alone(&self) -> bool {
+        self.ctx.membership.peers().is_empty() && !self.ctx.config.peers.is_empty()
     }
 
     /// How often this node has looked through the store since its manager was started.

@@ -212,6 +212,17 @@ async fn claim_name(store: &Store, config: &NodeConfig, boot: &Boot, address: &s
         bridge: config.network.address.map(|cidr| cidr.addr),
         at: Utc::now(),
     };
+    // Before it is registered: a record of this would keep the other node out.
+    let others = store.node_records().await?;
+    let same = |other: &&NodeRecord| other.node != wanted.node && other.bridge == wanted.bridge;
+    if let Some(other) = others.iter().filter(|_| wanted.bridge.is_some()).find(same) {
+        bail!(
+            "`[network] address` is also that of node {0} (at {1}): each node needs its own; or, if {0} is gone for good, delete \
+             nodes/{0} from the store",
+            other.node,
+            other.address
+        );
+    }
     let there = store.claim_node_name(&wanted).await?;
     // After it is registered: from here on no container gets it.
     if let Some(bridge) = wanted.bridge

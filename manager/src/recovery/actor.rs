@@ -123,6 +123,8 @@ pub(super) struct Actor {
     pub waited: Option<Duration>,
     /// Snapshots wait on this node for the store, and that was said.
     pub store_away: bool,
+    /// When it took one again.
+    pub store_back: Option<Instant>,
     /// This node cannot run the newest snapshot: who else was asked. None since the container was up.
     pub(super) unfit: Option<Asked>,
     /// The last attempt was given up because somebody else has the address.
@@ -187,6 +189,7 @@ pub fn spawn(
         conflict: false,
         unfit: None,
         store_away: false,
+        store_back: None,
         name,
         generation: app.generation,
         app: content,

@@ -1,6 +1,6 @@
 //! What an actor does on orders, and with what its uploads report.
 
-use std::{ops::ControlFlow, sync::Arc};
+use std::{ops::ControlFlow, sync::Arc, time::Instant};
 
 use ha_proto::control::SnapshotInfo;
 use serde_json::{Value, json};
@@ -101,11 +101,17 @@ impl Actor {
                     "stored_bytes": info.stored_bytes, "health": info.health, "kind": info.kind,
                     "frozen_at": info.frozen_at, "pruned": pruned.snapshots,
                 });
+                if std::mem::take(&mut self.store_away) {
+                    self.store_back = Some(Instant::now());
+                }
                 if let Some(timing) = timing {
                     let took = timing.committed - timing.frozen_at;
                     detail["wall_ms"] = json!(timing.wall.as_secs_f64() * 1000.0);
                     detail["commit_ms"] = json!(took.as_secs_f64() * 1000.0);
-                    self.schedule.iter_mut().for_each(|schedule| schedule.committed(took));
+                    // One that waited while the store was away says nothing about how long a commit takes.
+                    if self.store_back.is_none_or(|back| timing.frozen_at > back) {
+                        self.schedule.iter_mut().for_each(|schedule| schedule.committed(took));
+                    }
                 }
                 self.event(
                     "checkpoint.committed",
@@ -113,7 +119,6 @@ impl Actor {
                     detail,
                 );
                 self.last_committed = Some(id);
-                self.store_away = false;
                 self.view.update(|view| {
                     view.last_snapshot = Some(info.clone());
                     view.last_frozen = timing.map(|timing| timing.frozen_at);

@@ -70,11 +70,13 @@ impl Workload {
     }
 
     fn healthcheck(self) -> Vec<String> {
-        let (program, how) = match self {
-            Self::Counter => ("/bin/counter", "--probe"),
-            Self::Vlc | Self::Redis => ("/bin/probe", "--knock"),
+        let (program, how, answer): (_, _, &[&str]) = match self {
+            Self::Counter => ("/bin/counter", "--probe", &[]),
+            Self::Redis => ("/bin/probe", "--ask", &["PING", "+PONG"]),
+            Self::Vlc => ("/bin/probe", "--knock", &[]),
         };
-        vec!["CMD".to_owned(), program.to_owned(), how.to_owned(), format!("127.0.0.1:{}", self.port())]
+        let address = format!("127.0.0.1:{}", self.port());
+        ["CMD", program, how, &address].into_iter().chain(answer.iter().copied()).map(str::to_owned).collect()
     }
 
     /// The Compose file: the container is checkpointed at least every `sensitivity`.

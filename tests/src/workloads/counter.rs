@@ -15,8 +15,9 @@
 //! | `exit CODE` | none: the process ends with CODE |
 //!
 //! `ha-counter [--listen ADDR] [--ballast-mb N] [--file PATH]…`; every `incr` appends its answer to each PATH.
-//! `ha-counter --probe ADDR` asks for its health and exits 0 or 1; `--knock ADDR` only connects, so that the same program is
-//! a healthcheck for any server.
+//! `ha-counter --probe ADDR` asks for its health and exits 0 or 1. The same program is a healthcheck for other servers:
+//! `--ask ADDR LINE ANSWER` sends a line and wants that answer; `--knock ADDR` only connects, which the kernel answers for a
+//! program that hangs, too.
 
 use std::{
     env,
@@ -121,27 +122,28 @@ fn serve(stream: TcpStream, state: &Mutex<State>) -> io::Result<()> {
     Ok(())
 }
 
-fn probe(address: &str, ask: bool) -> io::Result<()> {
+/// `question`: what to say, and the line that has to come back.
+fn probe(address: &str, question: Option<(&str, &str)>) -> io::Result<()> {
     let target = address.parse().map_err(|err| io::Error::other(format!("{address}: {err}")))?;
     let mut stream = TcpStream::connect_timeout(&target, Duration::from_secs(2))?;
-    if !ask {
-        return Ok(());
-    }
+    let Some((question, wanted)) = question else { return Ok(()) };
     stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-    stream.write_all(b"health\n")?;
+    stream.write_all(format!("{question}\r\n").as_bytes())?;
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line)?;
-    if line == "ok\n" { Ok(()) } else { Err(io::Error::other(format!("its health: {line:?}"))) }
+    if line.trim_end() == wanted { Ok(()) } else { Err(io::Error::other(format!("{question}: it answers {line:?}"))) }
 }
 
 fn run() -> io::Result<()> {
     let (mut listen, mut ballast_mb, mut files) = ("0.0.0.0:7000".to_owned(), 4, Vec::new());
     let mut args = env::args().skip(1);
     while let Some(name) = args.next() {
-        let value = args.next().ok_or_else(|| io::Error::other(format!("{name} needs a value")))?;
+        let mut next = || args.next().ok_or_else(|| io::Error::other(format!("{name} needs another value")));
+        let value = next()?;
         match name.as_str() {
-            "--probe" => return probe(&value, true),
-            "--knock" => return probe(&value, false),
+            "--probe" => return probe(&value, Some(("health", "ok"))),
+            "--ask" => return probe(&value, Some((&next()?, &next()?))),
+            "--knock" => return probe(&value, None),
             "--listen" => listen = value,
             "--ballast-mb" => ballast_mb = value.parse().map_err(io::Error::other)?,
             "--file" => files.push(OpenOptions::new().create(true).append(true).open(value)?),
