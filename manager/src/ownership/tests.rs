@@ -63,8 +63,10 @@ async fn a_claim_whose_answer_was_lost_is_recognised_and_another_is_not() {
     let hasty = StoreOptions { deadline: Duration::from_nanos(1), slowest_rate: u64::MAX, ..Default::default() };
     let hasty = Store::open_with(&format!("file://{}", dir.path().display()), hasty).await;
     let mine = claimant("n1");
-    if let Ok(hasty) = hasty {
-        let error = claim(&hasty, &container(), None, &mine).await.unwrap_err();
+    // Mostly: a write that is done when the deadline is looked at has its answer.
+    if let Ok(hasty) = hasty
+        && let Err(error) = claim(&hasty, &container(), None, &mine).await
+    {
         assert!(error.is_retryable(), "{error:?}");
     }
     // Whether or not it got that far, the repetition wins, and only for the same claimant.
