@@ -6,7 +6,7 @@ use clap::Parser;
 use ha_manager::{
     cli::{self, Cli, Command},
     config::NodeConfig,
-    node,
+    fence, node, priority,
 };
 use tracing_subscriber::EnvFilter;
 
@@ -14,8 +14,16 @@ use tracing_subscriber::EnvFilter;
 const END_PATIENCE: Duration = Duration::from_secs(3);
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let cli = match Cli::parse() {
+        // A process of one thread.
+        Cli { command: Command::Watchdog(args), .. } => return watch(&args.into()),
+        cli => cli,
+    };
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if matches!(cli.command, Command::Run(_)) {
+        runtime.on_thread_start(priority::workers_go_first);
+    }
+    let runtime = runtime.worker_threads(priority::WORKERS).enable_all().build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(err) => {
@@ -45,6 +53,16 @@ fn main() -> ExitCode {
                 ExitCode::from(err.exit_code())
             }
         },
+    }
+}
+
+fn watch(setting: &fence::Setting) -> ExitCode {
+    match fence::watchdog(setting) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            eprintln!("ha-manager: {}", ha_manager::chain(&err));
+            ExitCode::FAILURE
+        }
     }
 }
 

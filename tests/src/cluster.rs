@@ -4,7 +4,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, PoisonError},
     thread,
     time::{Duration, Instant, SystemTime},
@@ -216,10 +216,22 @@ impl Cluster {
     /// # Errors
     /// As `wait`.
     pub fn wait_for_looks(&self, times: u64, patience: Duration) -> anyhow::Result<()> {
-        let running: Vec<&Member> = self.members.iter().filter(|member| member.manager.is_some()).collect();
+        self.looks_of(&self.members.iter().collect::<Vec<_>>(), times, patience)
+    }
+
+    /// As `wait_for_looks`, of one manager: others may not reach the store.
+    ///
+    /// # Errors
+    /// As `wait`.
+    pub fn wait_for_looks_of(&self, member: usize, times: u64, patience: Duration) -> anyhow::Result<()> {
+        self.looks_of(&[&self.members[member]], times, patience)
+    }
+
+    fn looks_of(&self, members: &[&Member], times: u64, patience: Duration) -> anyhow::Result<()> {
+        let running: Vec<&&Member> = members.iter().filter(|member| member.manager.is_some()).collect();
         let before: Vec<Option<u64>> = running.iter().map(|member| member.store_looks()).collect();
         // The first of them may have begun before.
-        let done = |(member, before): (&&Member, &Option<u64>)| member.store_looks() > before.map(|n| n + times);
+        let done = |(member, before): (&&&Member, &Option<u64>)| member.store_looks() > before.map(|n| n + times);
         self.wait(&format!("{times} looks through the store"), patience, |_| running.iter().zip(&before).all(done))
     }
 
@@ -280,17 +292,33 @@ fn configuration(node: &Node, lab: &Lab, peers: &str, extra: &str) -> anyhow::Re
 }
 
 impl Member {
-    /// Starts the manager and waits until it answers on its socket.
+    /// Starts the manager and waits for nothing.
     ///
     /// # Errors
-    /// When it ends or does not answer, with the end of its log.
-    pub fn start_manager(&mut self) -> anyhow::Result<()> {
+    /// When the node is off, or the manager runs already.
+    pub fn launch_manager(&mut self) -> anyhow::Result<()> {
         anyhow::ensure!(self.manager.is_none(), "the manager of {} runs already", self.node.name());
         let log = OpenOptions::new().create(true).append(true).open(self.log())?;
         let mut command = self.node.command(manager_program()?)?;
         command.arg("run").arg("--config").arg(&self.config);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         self.manager = Some(command.spawn()?);
+        Ok(())
+    }
+
+    /// How the manager ended, once, when it has ended by itself.
+    pub fn manager_ended(&mut self) -> Option<ExitStatus> {
+        let ended = self.manager.as_mut()?.try_wait().ok()??;
+        self.manager = None;
+        Some(ended)
+    }
+
+    /// Starts the manager and waits until it answers on its socket.
+    ///
+    /// # Errors
+    /// When it ends or does not answer, with the end of its log.
+    pub fn start_manager(&mut self) -> anyhow::Result<()> {
+        self.launch_manager()?;
         let start = Instant::now();
         while self.cli(&["status", "--json"]).is_err() {
             let ended = self.manager.as_mut().and_then(|manager| manager.try_wait().ok().flatten());
@@ -325,6 +353,15 @@ impl Member {
             let _ = child.wait();
         })?;
         Ok(())
+    }
+
+    /// Adds lines to the end of the node's configuration, for the manager's next start.
+    ///
+    /// # Errors
+    /// From the file system.
+    pub fn add_configuration(&self, lines: &str) -> anyhow::Result<()> {
+        let text = fs::read_to_string(&self.config)? + lines;
+        Ok(fs::write(&self.config, text)?)
     }
 
     /// Sends the manager a signal and, when it is to end, waits for its end.

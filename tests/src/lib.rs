@@ -6,6 +6,7 @@
 
 pub mod bench;
 pub mod census;
+pub mod chaos;
 pub mod clients;
 pub mod cluster;
 pub mod demo;

@@ -73,6 +73,20 @@ fn a_power_cut_kills_everything_in_the_node_and_leaves_nothing_on_the_machine() 
 }
 
 #[test]
+fn a_power_cut_kills_what_is_frozen() {
+    let Some(lab) = lab("a_power_cut_kills_what_is_frozen") else { return };
+    let mut node = lab.node(1, NodeOptions::default()).unwrap();
+    let freeze = "cd /sys/fs/cgroup/freezer 2>/dev/null || cd /sys/fs/cgroup; mkdir -p icy/own; sleep 1002 & \
+                  echo $! >icy/own/cgroup.procs; \
+                  if [ -e icy/freezer.state ]; then echo FROZEN >icy/freezer.state; else echo 1 >icy/cgroup.freeze; fi";
+    let mut held = node.command("sh").unwrap().args(["-c", &format!("{freeze}; wait")]).spawn().unwrap();
+    wait_for("the sleep", || processes_of(node.group()).iter().any(|p| p.contains("sleep 1002 ") && p.contains("icy")));
+    node.power_cut().unwrap();
+    held.wait().unwrap();
+    assert_eq!(processes_of(node.group()), Vec::<String>::new());
+}
+
+#[test]
 fn a_power_cut_says_no_goodbye() {
     let Some(lab) = lab("a_power_cut_says_no_goodbye") else { return };
     let mut node = lab.node(1, NodeOptions::default()).unwrap();

@@ -58,10 +58,13 @@ fn beat(cluster: &Cluster, node: &str) -> u64 {
 }
 
 /// Waits until each of the nodes has given `more` signs of life: about as many looks at the store were made.
-fn signs(cluster: &Cluster, nodes: &[&str], more: u64) {
-    let before: BTreeMap<&str, u64> = nodes.iter().map(|node| (*node, beat(cluster, node))).collect();
-    let given = |cluster: &Cluster| before.iter().all(|(node, number)| beat(cluster, node) >= number + more);
-    cluster.wait(&format!("{more} signs of life of {nodes:?}"), PATIENCE, given).unwrap();
+fn signs(cluster: &Cluster, nodes: &[&str], more: usize) {
+    let mut last: BTreeMap<&str, u64> = nodes.iter().map(|node| (*node, beat(cluster, node))).collect();
+    for number in 0..more {
+        let given = |cluster: &Cluster| last.iter().all(|(node, before)| beat(cluster, node) > *before);
+        cluster.wait(&format!("sign of life {number} of {nodes:?}"), PATIENCE, given).unwrap();
+        last.iter_mut().for_each(|(node, before)| *before = beat(cluster, node));
+    }
 }
 
 fn both_dead(cluster: &Cluster, since: SystemTime) {
@@ -192,42 +195,20 @@ fn a_node_that_dies_after_it_gave_signs_of_life_is_taken_over_when_they_have_end
 }
 
 #[test]
-fn a_container_whose_manager_was_killed_is_left_alone_until_it_falls_silent_too() {
-    let name = "a_container_whose_manager_was_killed_is_left_alone_until_it_falls_silent_too";
-    let Some((mut cluster, before)) = scene(name, 2, "", NEVER) else { return };
-    let told = count(&cluster, 10);
-    let id = state(&cluster).1;
-    checkpoint(&cluster);
-    let since = SystemTime::now();
-    cluster.members[0].stop_manager(Signal::SIGKILL).unwrap();
-    assert_eq!(held(&cluster, since, "answers").node, "n2");
-    signs(&cluster, &["n2"], 3);
-    assert_eq!((claims(&cluster, since), epochs(&cluster)), (vec![], vec![1]));
-    assert_eq!((copies(&cluster), state(&cluster)), (1, (told, id.clone())));
-    let cut = cluster.members[0].power_cut().unwrap();
-    wait_until_serving(&cluster, cut.at);
-    assert_eq!((state(&cluster), epochs(&cluster)), ((told, id), vec![1, 2]));
-    before.check_after_removal(&cluster);
-}
-
-#[test]
-fn a_manager_that_was_killed_and_started_again_adopts_what_its_peer_left_alone() {
-    let name = "a_manager_that_was_killed_and_started_again_adopts_what_its_peer_left_alone";
-    let Some((mut cluster, before)) = scene(name, 2, "", NEVER) else { return };
+fn a_manager_that_was_killed_and_is_started_again_at_once_goes_on_with_the_same_process() {
+    let name = "a_manager_that_was_killed_and_is_started_again_at_once_goes_on_with_the_same_process";
+    let Some((mut cluster, before)) = scene(name, 2, "pace = \"wan\"\n", NEVER) else { return };
     let told = count(&cluster, 10);
     let running = cluster.members[0].node.processes("/bin/counter");
+    // However busy the machine is: it is back long before its lease is over.
     // Killed in the middle of a checkpoint it leaves a container that does not answer.
     checkpoint(&cluster);
-    // Twice: what was said of the first time must not silence the second.
     for _ in 0..2 {
         let since = SystemTime::now();
         cluster.members[0].stop_manager(Signal::SIGKILL).unwrap();
-        held(&cluster, since, "answers");
         cluster.members[0].start_manager().unwrap();
         cluster.wait_for_event("container.adopted", since, 1, PATIENCE).unwrap();
         cluster.wait_for_all().unwrap();
-        let heard = |cluster: &Cluster| beat(cluster, "n2") == 0;
-        cluster.wait("the peer to hear it again", PATIENCE, heard).unwrap();
         checkpoint(&cluster);
         assert_eq!((claims(&cluster, since), epochs(&cluster)), (vec![], vec![1]));
     }

@@ -12,31 +12,25 @@ use std::{
 };
 
 use ha_proto::agent::{
-    Check, Event, MAX_MESSAGE, Ping, QUIESCE_WAIT_MS, Quiesce, Reply, Request as Message, Status, Stop,
-    event::Kind as Happened, request::Kind,
+    Check, Event, MAX_MESSAGE, Ping, QUIESCE_WAIT_MS, Quiesce, Reply, Request as Message, Status, Stop, request::Kind,
 };
 use prost::Message as _;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::AsyncWriteExt,
     net::{UnixDatagram, UnixStream},
     sync::mpsc,
     task::JoinHandle,
     time,
 };
 
-use super::{ChannelDir, Error};
+use super::{
+    ChannelDir, Error,
+    inbox::{self, Seen},
+};
 use crate::spec::ContainerName;
 
 /// Events that wait for the node to read them; more wait in the socket, then in the agent.
 const QUEUE: usize = 256;
-
-/// Events that are taken at once, and how long it takes until there is room for one more. An agent sends fewer; what else is
-/// written into the socket waits there, and keeps nobody but its writer waiting.
-const BURST: u32 = 64;
-const PER_EVENT: Duration = Duration::from_millis(100);
-
-/// The agent's own limit on an event's text, in bytes.
-const TEXT_MAX: usize = 512;
 
 /// Added to a request's own duration.
 const MARGIN: Duration = Duration::from_secs(2);
@@ -58,64 +52,6 @@ struct Inner {
     listener: JoinHandle<()>,
 }
 
-/// The newest event handed on, and of which incarnation.
-#[derive(Debug)]
-struct Seen {
-    incarnation: Vec<u8>,
-    seq: u64,
-    pace: Pace,
-}
-
-/// Whether there is room for one more event: a bucket of [`BURST`], filled by one every [`PER_EVENT`].
-#[derive(Debug, Clone, Copy)]
-struct Pace {
-    /// When the bucket would be full.
-    full_at: Instant,
-}
-
-impl Pace {
-    /// How long to wait for room; zero when there is some.
-    fn wait(&self, now: Instant) -> Duration {
-        let behind = self.full_at.saturating_duration_since(now);
-        behind.saturating_sub(PER_EVENT * (BURST - 1))
-    }
-
-    fn take(&mut self, now: Instant) {
-        self.full_at = self.full_at.max(now) + PER_EVENT;
-    }
-}
-
-impl Seen {
-    fn is_new(&self, event: &Event) -> bool {
-        event.incarnation != self.incarnation || event.seq > self.seq
-    }
-
-    /// Hands the event on unless it was before, or there is no room; the status will bring it again.
-    fn hand_on(&mut self, event: Event, sender: &mpsc::Sender<Event>) {
-        let now = Instant::now();
-        if event.incarnation.len() > 64 || !self.is_new(&event) || !self.pace.wait(now).is_zero() {
-            return;
-        }
-        let (incarnation, seq) = (event.incarnation.clone(), event.seq);
-        if sender.try_send(bounded(event)).is_ok() {
-            (self.incarnation, self.seq) = (incarnation, seq);
-            self.pace.take(now);
-        }
-    }
-}
-
-/// Anybody in the container can write an event, with any text.
-fn bounded(mut event: Event) -> Event {
-    if let Some(Happened::HealthChanged(change)) = &mut event.kind
-        && change.output.len() > TEXT_MAX
-    {
-        change.output.truncate(crate::cut(&change.output, TEXT_MAX).len());
-        // The room of what was cut goes, too.
-        change.output.shrink_to_fit();
-    }
-    event
-}
-
 impl Drop for Inner {
     fn drop(&mut self) {
         self.listener.abort();
@@ -134,8 +70,7 @@ impl AgentLink {
         dir.remove(SOCKET)?;
         let socket = UnixDatagram::bind(dir.bind_path(SOCKET)).map_err(dir.error("bind", SOCKET))?;
         let (sender, receiver) = mpsc::channel(QUEUE);
-        let seen =
-            Arc::new(Mutex::new(Seen { incarnation: Vec::new(), seq: 0, pace: Pace { full_at: Instant::now() } }));
+        let seen = Arc::new(Mutex::new(Seen::new(Instant::now())));
         let listener = tokio::spawn(listen(socket, sender.clone(), Arc::clone(&seen), container.clone()));
         let nonce = AtomicU64::new(rand::random());
         let receiver = Mutex::new(Some(receiver));
@@ -161,20 +96,7 @@ impl AgentLink {
         let nonce = self.inner.nonce.fetch_add(1, Ordering::Relaxed);
         let exchange = self.exchange(Message { nonce, kind: Some(kind) });
         let reply = time::timeout(timeout, exchange).await.map_err(|_| Error::Timeout(timeout))??;
-        if reply.nonce != nonce {
-            return Err(Error::Protocol("the nonce is another"));
-        }
-        if let Some(status) = &reply.status {
-            let mut seen = lock(&self.inner.seen);
-            for event in status.recent.iter().take(64).filter(|e| e.incarnation == status.incarnation) {
-                seen.hand_on(event.clone(), &self.inner.sender);
-            }
-        }
-        if reply.error.is_empty() {
-            Ok(reply)
-        } else {
-            Err(Error::Refused(reply.error.chars().filter(|c| !c.is_control()).take(300).collect()))
-        }
+        lock(&self.inner.seen).answer(reply, nonce, Instant::now(), &self.inner.sender)
     }
 
     /// The status; events that were missed arrive at [`AgentLink::events`].
@@ -221,13 +143,7 @@ impl AgentLink {
         let body = request.encode_to_vec();
         let length = u32::try_from(body.len()).map_err(|_| Error::Protocol("the request is too large"))?;
         stream.write_all(&[&length.to_be_bytes()[..], &body].concat()).await.map_err(Error::Unreachable)?;
-        let length = stream.read_u32().await.map_err(Error::Unreachable)? as usize;
-        if length > MAX_MESSAGE {
-            return Err(Error::Protocol("it is larger than 64 KiB"));
-        }
-        let mut bytes = vec![0; length];
-        stream.read_exact(&mut bytes).await.map_err(Error::Unreachable)?;
-        Reply::decode(&bytes[..]).map_err(|_| Error::Protocol("it cannot be decoded"))
+        inbox::read_reply(&mut stream).await
     }
 
     /// Waits while the agent's queue is full, as a stopped agent's will be.
@@ -264,16 +180,16 @@ async fn listen(socket: UnixDatagram, sender: mpsc::Sender<Event>, seen: Arc<Mut
                 continue;
             }
         };
-        match Event::decode(&buffer[..length]) {
-            Ok(event) if length <= MAX_MESSAGE => {
+        match inbox::datagram(&buffer[..length]) {
+            Some(event) => {
                 // Room first: while the node does not read, the socket's own queue holds the agent back.
                 let Ok(permit) = sender.reserve().await else { return };
                 drop(permit);
-                let wait = lock(&seen).pace.wait(Instant::now());
+                let wait = lock(&seen).wait(Instant::now());
                 time::sleep(wait).await;
-                lock(&seen).hand_on(event, &sender);
+                lock(&seen).hand_on(event, Instant::now(), &sender);
             }
-            _ => tracing::debug!(%container, length, "a datagram that is no event was dropped"),
+            None => tracing::debug!(%container, length, "a datagram that is no event was dropped"),
         }
     }
 }

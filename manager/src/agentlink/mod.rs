@@ -7,11 +7,14 @@
 //! A container's root can lie about its own container. It cannot make the manager wait, grow, or open anything else.
 
 mod dir;
+mod inbox;
 mod link;
 mod log;
 mod watchdog;
 
 pub use dir::ChannelDir;
+#[cfg(feature = "fuzzing")]
+pub(crate) use inbox::{Seen, datagram, read_reply};
 pub use link::AgentLink;
 pub use log::{LogCursor, LogShipper, Segment};
 pub use watchdog::{Verdict, Watchdog, WatchdogConfig};

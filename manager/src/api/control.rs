@@ -4,7 +4,8 @@ use std::{pin::Pin, sync::Arc};
 
 use ha_proto::control::{
     ApplyRequest, CheckpointRequest, Event, EventsRequest, LogChunk, LogsRequest, MoveRequest, Progress, RemoveRequest,
-    RestoreRequest, SnapshotsReply, SnapshotsRequest, StatusReply, StatusRequest, control_server::Control,
+    RestoreRequest, RetireRequest, SnapshotsReply, SnapshotsRequest, StatusReply, StatusRequest,
+    control_server::Control,
 };
 use tokio::sync::mpsc;
 use tokio_stream::{Stream, wrappers::ReceiverStream};
@@ -97,6 +98,7 @@ impl Control for ControlService {
     type RestoreStream = Reply<Progress>;
     type MoveStream = Reply<Progress>;
     type RemoveStream = Reply<Progress>;
+    type RetireStream = Reply<Progress>;
     type EventsStream = Reply<Event>;
     type LogsStream = Reply<LogChunk>;
 
@@ -168,6 +170,15 @@ impl Control for ControlService {
         let request = request.into_inner();
         let name = request.name.clone();
         self.order(&name, request, Order::Remove, async |mut peer, request| peer.remove(request).await).await
+    }
+
+    async fn retire(&self, request: Request<RetireRequest>) -> Result<Response<Self::RetireStream>, Status> {
+        if self.access != Access::Root {
+            return Err(Status::permission_denied("retire through the control socket of a node"));
+        }
+        let name: NodeName = request.into_inner().node.parse().map_err(ApiError::from)?;
+        let node = Arc::clone(&self.node);
+        Ok(long(move |progress| async move { node.retire(&name, progress).await }))
     }
 
     async fn snapshots(&self, request: Request<SnapshotsRequest>) -> Result<Response<SnapshotsReply>, Status> {

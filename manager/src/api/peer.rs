@@ -53,7 +53,8 @@ impl Peer for PeerService {
         tracing::info!(%from, %container, epoch = request.epoch, "asked to take a container over");
         let node = Arc::clone(&self.node);
         // In a task of its own: a call that its caller gives up is dropped, and what it has begun must not stay half done.
-        let taking = tokio::spawn(async move { node.take_handed(&container, Epoch(request.epoch), snapshot).await });
+        let taking =
+            tokio::spawn(async move { node.take_handed(&container, &from, Epoch(request.epoch), snapshot).await });
         let outcome = taking.await.map_err(|_| Status::internal("taking the container over was given up"))?;
         let (epoch, error) = match outcome {
             Ok(epoch) => (epoch.0, String::new()),

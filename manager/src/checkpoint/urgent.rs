@@ -22,7 +22,7 @@ impl Hurried {
         #[allow(unsafe_code)]
         let before = unsafe { libc::sched_getscheduler(0) };
         // Only from the ordinary policies, which need no parameters to go back to.
-        if matches!(before, libc::SCHED_OTHER | libc::SCHED_BATCH | libc::SCHED_IDLE) {
+        if is_ordinary(before) {
             set(0, libc::SCHED_RR | libc::SCHED_RESET_ON_FORK, 1);
         }
         Self { before }
@@ -31,10 +31,14 @@ impl Hurried {
 
 impl Drop for Hurried {
     fn drop(&mut self) {
-        if matches!(self.before, libc::SCHED_OTHER | libc::SCHED_BATCH | libc::SCHED_IDLE) {
+        if is_ordinary(self.before) {
             set(0, self.before, 0);
         }
     }
+}
+
+fn is_ordinary(policy: i32) -> bool {
+    matches!(policy & !libc::SCHED_RESET_ON_FORK, libc::SCHED_OTHER | libc::SCHED_BATCH | libc::SCHED_IDLE)
 }
 
 fn set(pid: i32, policy: i32, priority: i32) {

@@ -4,7 +4,10 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::spec::{NodeName, parse_duration};
+use crate::{
+    fence,
+    spec::{NodeName, parse_duration},
+};
 
 /// Keeps containers going: checkpoints their memory, and restores it here or on another node, under the same address.
 #[derive(Debug, Parser)]
@@ -47,8 +50,12 @@ pub enum Command {
     Logs(Logs),
     /// Stop containers and forget them: snapshots and volumes too.
     Rm(Rm),
+    /// Have all nodes do without one that is gone for good: its name and addresses are free then.
+    Retire(Retire),
     /// Say what this node can and cannot do, each with the remedy.
     Doctor(Doctor),
+    /// Play a cluster that fails in one process, and check who runs what: one scenario, or many drawn from seeds.
+    Simulate(Simulate),
     /// Make the certificates by which nodes know each other.
     #[command(subcommand)]
     Ca(Ca),
@@ -56,6 +63,9 @@ pub enum Command {
     Completions { shell: clap_complete::Shell },
     /// Print the manual page, of the program or of one of its commands.
     Man { command: Option<String> },
+    /// Stop this node's containers when their time is over; the manager starts it.
+    #[command(hide = true)]
+    Watchdog(Watchdog),
 }
 
 #[derive(Debug, Args)]
@@ -163,11 +173,56 @@ pub struct Rm {
 }
 
 #[derive(Debug, Args)]
+pub struct Retire {
+    /// Refused while it lives or owns containers.
+    pub node: String,
+}
+
+#[derive(Debug, Args)]
 pub struct Doctor {
     #[arg(long, value_name = "FILE", default_value = "/etc/ha-manager/node.toml")]
     pub config: PathBuf,
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Watchdog {
+    /// Where its socket and its lock are.
+    #[arg(long, value_name = "DIR")]
+    run_dir: PathBuf,
+    /// The parent of all containers' control groups.
+    #[arg(long, value_name = "PATH")]
+    cgroup: PathBuf,
+    /// How the names of the containers' links begin.
+    #[arg(long, value_name = "PREFIX")]
+    link_prefix: String,
+    /// The hardware watchdog.
+    #[arg(long, value_name = "PATH")]
+    device: Option<PathBuf>,
+}
+
+impl From<Watchdog> for fence::Setting {
+    fn from(args: Watchdog) -> Self {
+        let Watchdog { run_dir, cgroup, link_prefix, device } = args;
+        Self { cgroup, link_prefix, device, ..Self::new(run_dir) }
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct Simulate {
+    /// A scenario's file.
+    #[arg(value_name = "SCENARIO", required_unless_present_any = ["seed", "seeds"])]
+    pub file: Option<PathBuf>,
+    /// Replay the scenario of this seed.
+    #[arg(long, conflicts_with = "file")]
+    pub seed: Option<u64>,
+    /// Play so many seeds; the last line is JSON: seeds, violations, first_bad_seed.
+    #[arg(long, value_name = "N", conflicts_with_all = ["file", "seed"])]
+    pub seeds: Option<u64>,
+    /// The first of them.
+    #[arg(long, value_name = "S", default_value_t = 0, requires = "seeds")]
+    pub from: u64,
 }
 
 #[derive(Debug, Subcommand)]

@@ -19,18 +19,18 @@ pub use args::{Cli, Command};
 use clap::CommandFactory;
 pub use client::CliError;
 use ha_proto::control::{
-    CheckpointRequest, Event, EventsRequest, LogsRequest, MoveRequest, RemoveRequest, RestoreRequest, SnapshotsRequest,
-    StatusRequest,
+    CheckpointRequest, Event, EventsRequest, LogsRequest, MoveRequest, RemoveRequest, RestoreRequest, RetireRequest,
+    SnapshotsRequest, StatusRequest,
 };
 use serde::Serialize;
 
-use crate::{config::NodeConfig, doctor, store::Store};
+use crate::{config::NodeConfig, doctor, sim, store::Store};
 
-/// Carries out every command but `run`.
+/// Carries out every command but `run` and `watchdog`.
 pub async fn execute(cli: Cli) -> Result<(), CliError> {
     let socket = cli.socket.as_path();
     match cli.command {
-        Command::Run(_) => Err(CliError::Input("`run` is not a client command".into())),
+        Command::Run(_) | Command::Watchdog(_) => Err(CliError::Input("this is not a client command".into())),
         Command::Apply(args) => apply::apply(socket, args).await,
         Command::Status(args) => status(socket, args).await,
         Command::Checkpoint(args) => {
@@ -59,7 +59,12 @@ pub async fn execute(cli: Cli) -> Result<(), CliError> {
             }
             Ok(())
         }
+        Command::Retire(args) => {
+            let stream = client::connect(socket).await?.retire(RetireRequest { node: args.node }).await?;
+            finish(progress::follow(stream.into_inner()).await?)
+        }
         Command::Doctor(args) => examine(args).await,
+        Command::Simulate(args) => simulate(&args),
         Command::Ca(command) => ca::run(command),
         Command::Completions { shell } => {
             // Into memory first: the generator takes a closed pipe for impossible.
@@ -69,6 +74,16 @@ pub async fn execute(cli: Cli) -> Result<(), CliError> {
         }
         Command::Man { command } => manual(command.as_deref()),
     }
+}
+
+fn simulate(args: &args::Simulate) -> Result<(), CliError> {
+    let out = &mut stdout().lock();
+    let played = match (&args.file, args.seed, args.seeds) {
+        (Some(file), ..) => sim::command::file(file, out),
+        (_, Some(seed), _) => sim::command::one(&sim::Scenario::random(seed), out),
+        (.., seeds) => sim::command::many(args.from, seeds.unwrap_or_default(), out),
+    };
+    played.map_err(|error| CliError::Input(error.to_string()))
 }
 
 /// The page of the program, or of one command.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use super::{
     ComposeErrors, Finding,
     interpolate::{Lookup, interpolate},
-    report::{Pos, Report, quoted},
+    report::{Pos, Report, quoted, short},
 };
 
 /// The variables of `text`, and what its user should know. `lookup` is the shell: a value of its own goes first in what is put
@@ -76,7 +76,7 @@ fn read(value: &str, at: Pos, name: &str, lookup: Lookup<'_>, report: &mut Repor
     let mut unset = Vec::new();
     let read = interpolate(&text, lookup, &mut unset).map_err(|error| error.to_string())?;
     for unset in unset {
-        report.warning(at, name, format!("the variable {unset} is not set and taken as empty"));
+        report.warning(at, name, format!("the variable {} is not set and taken as empty", short(&unset)));
     }
     Ok(read)
 }

@@ -72,6 +72,7 @@ fn argv(test: &Cursor<'_>, report: &mut Report) -> Option<Vec<String>> {
     }
     match (words.first().map(String::as_str), words.len()) {
         (Some("NONE"), 1) => return None,
+        (Some("CMD"), 2..) if words[1].is_empty() => test.error(report, "names no program: the first word is empty"),
         (Some("CMD"), 2..) => return Some(words.split_off(1)),
         (Some("CMD-SHELL"), 2) => return words.pop().map(shell),
         (Some("NONE" | "CMD" | "CMD-SHELL"), count) => {

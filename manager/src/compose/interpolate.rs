@@ -1,7 +1,9 @@
 //! Compose's variables: `$NAME`, `${NAME}`, `${NAME:-default}`, `${NAME:?message}`, `${NAME:+instead}` and the same
 //! without the colon, nested; `$$` is a dollar sign.
 
-use super::report::quoted;
+use ha_proto::agent::{MAX_TEXT, harmless};
+
+use super::report::{quoted, short};
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum InterpolateError {
@@ -14,7 +16,7 @@ pub(super) enum InterpolateError {
         quoted(.0)
     )]
     Malformed(String),
-    #[error("the variable {name} is required{}", if .message.is_empty() { ": set it".into() } else { format!(": {message}") })]
+    #[error("the variable {} is required{}", short(.name), if .message.is_empty() { ": set it".into() } else { format!(": {}", harmless(.message.as_bytes(), MAX_TEXT)) })]
     Required { name: String, message: String },
     #[error("variables are nested deeper than {MAX_DEPTH} times")]
     TooDeep,
@@ -174,6 +176,8 @@ mod tests {
     fn a_required_variable_says_its_message() {
         let error = run("${EMPTY:?set it to ${SET}}").unwrap_err();
         assert_eq!(error.to_string(), "the variable EMPTY is required: set it to value");
+        let error = run(&format!("${{{}?\u{1b}]0;owned\u{7}{}}}", "N".repeat(9000), "long ".repeat(9000))).unwrap_err();
+        assert!(error.to_string().len() < 1000 && !error.to_string().contains(char::is_control), "{error}");
     }
 
     #[test]

@@ -22,11 +22,15 @@ mod interpolate;
 mod keys;
 mod mounts;
 mod network;
+#[cfg(any(test, feature = "fuzzing"))]
+mod render;
 mod report;
 mod service;
 mod shell;
 mod tree;
 
+#[cfg(feature = "fuzzing")]
+pub(crate) use render::file as render;
 pub use report::{ComposeErrors, Finding, Pos};
 
 use crate::spec::ContainerSpec;

@@ -113,6 +113,11 @@ pub(super) fn quoted(text: &str) -> String {
     format!("`{shown}`")
 }
 
+/// A name as it may be repeated in a message: it has no characters but those of names, and any length.
+pub(super) fn short(name: &str) -> &str {
+    crate::cut(name, MAX_QUOTED)
+}
+
 /// The path of `key` in the mapping at `path`.
 pub(super) fn key_path(path: &str, key: &str) -> String {
     let simple = !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'));

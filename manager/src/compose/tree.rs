@@ -9,7 +9,7 @@ use granit_parser::{Event, Marker, Parser, ScalarStyle, Span, StrInput, Tag, opt
 
 use super::{
     interpolate::{Lookup, interpolate},
-    report::{Pos, Report, key_path, quoted},
+    report::{Pos, Report, key_path, quoted, short},
 };
 
 pub(super) const MAX_TEXT: usize = 1 << 20;
@@ -214,7 +214,7 @@ impl<'i> Builder<'i, '_> {
             }
         };
         for name in unset {
-            self.report.warning(at, path, format!("the variable {name} is not set and taken as empty"));
+            self.report.warning(at, path, format!("the variable {} is not set and taken as empty", short(&name)));
         }
         if let Value::Scalar { text, .. } = &value {
             self.charge(at, path, 0, text.len())?;

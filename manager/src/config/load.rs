@@ -5,11 +5,10 @@ use std::{
     io::{self, Read},
     net::Ipv4Addr,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use super::{
-    CheckpointConfig, Cidr, ConfigError, LogsConfig, MembershipConfig, NetworkConfig, NodeConfig, TlsConfig,
+    CheckpointConfig, Cidr, ConfigError, LogsConfig, NetworkConfig, NodeConfig, TlsConfig, fence, pace, quorum,
     read::Reader,
     values::{
         absolute, boolean, duration, host_port, ipv4, link_name, list_of_text, listen, parsed, pool, program, size,
@@ -89,7 +88,11 @@ fn read(r: &mut Reader<'_>, default_agent: PathBuf) -> Option<NodeConfig> {
     let run_dir = r.take("", "run_dir", absolute).unwrap_or_else(|| "/run/ha-manager".into());
     let tls = tls(r);
     let network = network(r);
-    let membership = membership(r);
+    let pace = pace::pace(r);
+    let membership = pace::membership(r, pace);
+    let lease = pace::lease(r, pace, &membership);
+    let (quorum, voters) = quorum::read(r);
+    let fence = fence::read(r);
     let checkpoint = checkpoint(r);
     let config = NodeConfig {
         cluster: cluster.unwrap_or_else(|| "default".into()),
@@ -105,9 +108,15 @@ fn read(r: &mut Reader<'_>, default_agent: PathBuf) -> Option<NodeConfig> {
         criu: r.take("", "criu", program).unwrap_or_else(|| "criu".into()),
         agent: r.take("", "agent", absolute).unwrap_or(default_agent),
         run_dir,
+        pace,
+        quorum,
+        voters,
+        watchdog_device: r.take("", "watchdog_device", absolute),
         tls,
         network,
         membership,
+        lease,
+        fence,
         checkpoint,
         logs: LogsConfig { max_bytes: r.take("logs", "max_bytes", size).unwrap_or(LogsConfig::default().max_bytes) },
         // Last, so that the other keys have been looked at when one of these is missing.
@@ -175,49 +184,6 @@ fn network(r: &mut Reader<'_>) -> NetworkConfig {
     }
     if config.uplink.as_ref() == Some(&config.bridge) {
         refuse("uplink", "`uplink`: is the bridge itself; name the link that leads to the other nodes".into());
-    }
-    config
-}
-
-fn membership(r: &mut Reader<'_>) -> MembershipConfig {
-    let default = MembershipConfig::default();
-    let config = MembershipConfig {
-        probe_interval: r.take("membership", "probe_interval", duration).unwrap_or(default.probe_interval),
-        probe_timeout: r.take("membership", "probe_timeout", duration).unwrap_or(default.probe_timeout),
-        suspicion: r.take("membership", "suspicion", duration).unwrap_or(default.suspicion),
-        indirect_probes: r
-            .take("membership", "indirect_probes", |value| whole_number(value, 0..17))
-            .map_or(default.indirect_probes, |number| number as u32),
-    };
-    let shown = humantime::format_duration;
-    let interval = config.probe_interval;
-    for (key, value, low, high) in [
-        ("probe_interval", interval, Duration::from_millis(20), Duration::from_secs(60)),
-        ("probe_timeout", config.probe_timeout, Duration::from_millis(10), Duration::from_secs(60)),
-        ("suspicion", config.suspicion, Duration::from_millis(20), Duration::from_secs(600)),
-    ] {
-        if value < low || value > high {
-            let place = r.place("membership", key);
-            r.problem(place, format!("`{key}`: {} is not between {} and {}", shown(value), shown(low), shown(high)));
-        }
-    }
-    if config.probe_timeout >= interval {
-        let place = r.place("membership", "probe_timeout");
-        let message = format!(
-            "`probe_timeout`: {} is not below `probe_interval` ({}); a probe has to be over before the next one",
-            shown(config.probe_timeout),
-            shown(interval)
-        );
-        r.problem(place, message);
-    }
-    if config.suspicion <= interval {
-        let place = r.place("membership", "suspicion");
-        let message = format!(
-            "`suspicion`: {} is not above `probe_interval` ({}); a suspected node could not refute in time",
-            shown(config.suspicion),
-            shown(interval)
-        );
-        r.problem(place, message);
     }
     config
 }

@@ -10,11 +10,15 @@
 
 mod cidr;
 mod error;
+mod fence;
 mod load;
+mod pace;
+mod quorum;
 mod read;
 mod values;
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
     time::Duration,
@@ -25,6 +29,9 @@ use url::Url;
 
 pub use cidr::{Cidr, CidrError};
 pub use error::{ConfigError, Problem};
+pub use fence::{FenceAction, FenceConfig, FenceMethod, FenceOptions};
+pub use pace::{LeaseConfig, Pace};
+pub use quorum::Quorum;
 
 use crate::spec::NodeName;
 
@@ -61,9 +68,20 @@ pub struct NodeConfig {
     /// The static ha-agent that becomes every container's init. Default: beside the running ha-manager, else
     /// `/usr/local/lib/ha-manager/ha-agent`.
     pub agent: PathBuf,
+    /// The times of `membership` and `lease` that are not given one by one. Default `lan`.
+    pub pace: Pace,
+    /// Who has to agree before a node takes over. Default `store`.
+    pub quorum: Quorum,
+    /// The nodes whose majority counts: three or more with [`Quorum::Majority`], else none.
+    pub voters: BTreeSet<NodeName>,
+    /// A hardware watchdog that resets the node when its manager's watchdog process ends or hangs. Default none.
+    pub watchdog_device: Option<PathBuf>,
     pub tls: TlsConfig,
     pub network: NetworkConfig,
     pub membership: MembershipConfig,
+    pub lease: LeaseConfig,
+    /// How other nodes are fenced. Default: they are not.
+    pub fence: BTreeMap<NodeName, FenceConfig>,
     pub checkpoint: CheckpointConfig,
     pub logs: LogsConfig,
 }
@@ -120,7 +138,7 @@ impl NetworkConfig {
     }
 }
 
-/// `[membership]`
+/// `[membership]`. The defaults are those of `pace`; here they are `lan`'s.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct MembershipConfig {
     /// A peer is probed every so often, in turn. Default `200ms`.
@@ -188,17 +206,6 @@ impl Default for NetworkConfig {
     }
 }
 
-impl Default for MembershipConfig {
-    fn default() -> Self {
-        Self {
-            probe_interval: Duration::from_millis(200),
-            probe_timeout: Duration::from_millis(150),
-            suspicion: Duration::from_millis(600),
-            indirect_probes: 3,
-        }
-    }
-}
-
 impl Default for CheckpointConfig {
     fn default() -> Self {
         Self {
@@ -238,3 +245,5 @@ fn as_size<S: Serializer>(bytes: &u64, serializer: S) -> Result<S::Ok, S::Error>
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_fencing;

@@ -25,14 +25,22 @@ pub(super) const SECTIONS: &[(&str, &[&str])] = &[
             "runtime_root",
             "criu",
             "agent",
+            "pace",
+            "quorum",
+            "voters",
+            "watchdog_device",
         ],
     ),
     ("tls", &["dir", "insecure"]),
     ("network", &["bridge", "address", "pool", "gateway", "uplink", "probe_timeout"]),
     ("membership", &["probe_interval", "probe_timeout", "suspicion", "indirect_probes"]),
+    ("lease", &["short", "long"]),
     ("checkpoint", &["min_interval", "timeout", "compression_level", "queue_max_bytes"]),
     ("logs", &["max_bytes"]),
 ];
+
+/// `[fence.NODE]`: a section with a part for each node, and the keys of such a part.
+pub(super) const PER_NODE: (&str, &[&str]) = ("fence", &["command", "agent", "options", "action", "timeout"]);
 
 /// How many problems of one file are reported.
 const MAX_PROBLEMS: usize = 50;
@@ -68,6 +76,13 @@ impl<'t> Reader<'t> {
         }
     }
 
+    /// The sections below `section`, each with its place. What is below it and no section is a problem already.
+    pub(super) fn subsections(&self, section: &str) -> Vec<(String, usize)> {
+        let table = self.table.get(section).and_then(|value| value.get_ref().as_table());
+        let below = table.into_iter().flatten().filter(|(_, value)| value.get_ref().as_table().is_some());
+        below.map(|(name, _)| (name.get_ref().to_string(), name.span().start)).collect()
+    }
+
     pub(super) fn is_set(&self, section: &str, key: &str) -> bool {
         self.get(section, key).is_some()
     }
@@ -77,8 +92,13 @@ impl<'t> Reader<'t> {
         self.table.get(section).is_some()
     }
 
+    /// `section` is empty at the top of the file, and `fence.NODE` below a section.
     fn get(&self, section: &str, key: &str) -> Option<(&DeValue<'t>, Range<usize>)> {
-        let table = if section.is_empty() { &self.table } else { self.table.get(section)?.get_ref().as_table()? };
+        let table = match section.split_once('.') {
+            _ if section.is_empty() => &self.table,
+            None => self.table.get(section)?.get_ref().as_table()?,
+            Some((outer, inner)) => self.table.get(outer)?.get_ref().as_table()?.get(inner)?.get_ref().as_table()?,
+        };
         table.get(key).map(|value| (value.get_ref(), value.span()))
     }
 
@@ -101,7 +121,7 @@ impl<'t> Reader<'t> {
 
     fn refuse_unknown_keys(&mut self) {
         let mut found = Vec::new();
-        let names = || SECTIONS.iter().map(|(name, _)| *name).filter(|name| !name.is_empty());
+        let names = || SECTIONS.iter().map(|(name, _)| *name).chain([PER_NODE.0]).filter(|name| !name.is_empty());
         for (name, keys) in SECTIONS {
             let table = match (*name, self.table.get(*name)) {
                 ("", _) => &self.table,
@@ -125,7 +145,31 @@ impl<'t> Reader<'t> {
                 }
             }
         }
+        self.refuse_unknown_keys_per_node(&mut found);
         self.found.extend(found);
+    }
+
+    fn refuse_unknown_keys_per_node(&self, found: &mut Vec<(usize, String)>) {
+        let (section, keys) = PER_NODE;
+        let Some(value) = self.table.get(section) else { return };
+        let Some(nodes) = value.get_ref().as_table() else {
+            return found.push((
+                value.span().start,
+                format!("`{section}` is a section: write [{section}.NODE] on its own line"),
+            ));
+        };
+        for (node, value) in nodes {
+            let Some(table) = value.get_ref().as_table() else {
+                let shown: String = node.get_ref().chars().take(60).collect();
+                let message =
+                    format!("`{shown}` is in no node's section: write [{section}.NODE] above it, with the node's name");
+                found.push((node.span().start, message));
+                continue;
+            };
+            for key in table.keys().filter(|key| !keys.contains(&key.get_ref().as_ref())) {
+                found.push((key.span().start, unknown_key(section, key.get_ref(), keys.to_vec())));
+            }
+        }
     }
 
     /// Every problem with its line and column, in the order of the file.

@@ -4,10 +4,10 @@ use proptest::prelude::*;
 
 use super::{read::SECTIONS, *};
 
-const MINIMAL: &str = "node = \"ha1\"\nstore = \"file:///srv/ha-store\"\n";
+pub(super) const MINIMAL: &str = "node = \"ha1\"\nstore = \"file:///srv/ha-store\"\n";
 
 /// With the section that has to be there, at the end, where it moves no other line.
-fn parse(text: &str) -> Result<NodeConfig, ConfigError> {
+pub(super) fn parse(text: &str) -> Result<NodeConfig, ConfigError> {
     let section = if text.contains("tls.") { "" } else { "[tls]\n" };
     parse_as_it_is(&format!("{text}\n{section}"))
 }
@@ -17,7 +17,7 @@ fn parse_as_it_is(text: &str) -> Result<NodeConfig, ConfigError> {
 }
 
 /// The messages of a text that has to be refused.
-fn refused(text: &str) -> Vec<String> {
+pub(super) fn refused(text: &str) -> Vec<String> {
     match parse(text) {
         Err(ConfigError::Invalid(problems)) => problems.iter().map(Problem::to_string).collect(),
         other => panic!("{text:?} gave {other:?}"),
@@ -26,7 +26,7 @@ fn refused(text: &str) -> Vec<String> {
 
 /// That the line `extra`, after the required keys, is refused at `place` with `part` in the message.
 #[track_caller]
-fn refuses(extra: &str, place: &str, part: &str) {
+pub(super) fn refuses(extra: &str, place: &str, part: &str) {
     let found = refused(&format!("{MINIMAL}{extra}\n"));
     assert!(
         found.len() == 1 && found[0].starts_with(&format!("node.toml:{place}: ")) && found[0].contains(part),
@@ -34,7 +34,7 @@ fn refuses(extra: &str, place: &str, part: &str) {
     );
 }
 
-fn documentation() -> String {
+pub(super) fn documentation() -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/configuration.md")).unwrap()
 }
 

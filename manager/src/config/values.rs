@@ -69,6 +69,16 @@ pub(super) fn list_of_text(value: &DeValue<'_>) -> Result<Vec<String>, String> {
     array.iter().map(|item| text(item.get_ref())).collect()
 }
 
+/// One of a few words.
+pub(super) fn one_of<T: Copy>(value: &DeValue<'_>, words: &[(&'static str, T)]) -> Result<T, String> {
+    let text = text(value)?;
+    words.iter().find(|(word, _)| *word == text).map(|(_, meant)| *meant).ok_or_else(|| {
+        let allowed: Vec<_> = words.iter().map(|(word, _)| format!("\"{word}\"")).collect();
+        let shown: String = text.chars().take(40).collect();
+        format!("{shown:?} is none of {}", allowed.join(", "))
+    })
+}
+
 fn kind(value: &DeValue<'_>) -> String {
     match value.type_str() {
         kind @ ("integer" | "array") => format!("an {kind}"),

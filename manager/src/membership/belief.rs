@@ -5,7 +5,7 @@
 
 use super::{
     core::{Core, Peer},
-    message::{Event, Gossip, Liveness, MAX_ADDRESS, MAX_INCARNATION, MAX_RUMOURS, Output, Rumour, Time},
+    message::{Event, Gossip, Liveness, MAX_ADDRESS, MAX_INCARNATION, MAX_RUMOURS, Output, Rumour, Time, Touch},
     probe::Purpose,
     suspicion::Suspicion,
 };
@@ -22,6 +22,10 @@ impl Core {
                 self.own_conflict(&gossip.address, out);
             }
             return false;
+        }
+        // One that meant somebody else, or anybody, does not know us yet.
+        if gossip.to.as_ref() == Some(&self.me.name) {
+            self.touch(&gossip.from, Touch::Met, out);
         }
         let newcomer = self.peers.get(&gossip.from).is_none_or(|peer| peer.boot != gossip.boot);
         let direct = Rumour {
@@ -210,8 +214,7 @@ impl Core {
         }
         let dead = self.peers.iter().filter(|(_, p)| p.liveness >= Liveness::Dead);
         if let Some(name) = dead.min_by_key(|(_, p)| p.since).map(|(name, _)| name.clone()) {
-            self.peers.remove(&name);
-            self.rumours.forget(&name);
+            self.drop_peer(&name);
             return true;
         }
         if !std::mem::replace(&mut self.crowd_told, true) {

@@ -43,7 +43,7 @@ impl Core {
                 }
             }
             Purpose::Indirect(probe) => self.relay_said(probe, Some(found), now, out),
-            Purpose::Relay { token, asker } => self.relayed(token, &asker, true, out),
+            Purpose::Relay { token, asker } => self.relayed(token, &asker, true, now, out),
             Purpose::Seed(_) | Purpose::Revive | Purpose::Word => {}
         }
     }
@@ -63,7 +63,7 @@ impl Core {
         match call.purpose {
             Purpose::Direct => self.ask_others(id, now, out),
             Purpose::Indirect(probe) => self.relay_said(probe, None, now, out),
-            Purpose::Relay { token, asker } => self.relayed(token, &asker, false, out),
+            Purpose::Relay { token, asker } => self.relayed(token, &asker, false, now, out),
             Purpose::Seed(_) | Purpose::Revive | Purpose::Word => {}
         }
     }
@@ -82,11 +82,11 @@ impl Core {
     }
 
     /// Forgets all calls; those who asked us to probe get a "no".
-    pub(super) fn drop_calls(&mut self, out: &mut Vec<Output>) {
+    pub(super) fn drop_calls(&mut self, now: Time, out: &mut Vec<Output>) {
         self.probes.clear();
         for call in std::mem::take(&mut self.calls).into_values() {
             if let Purpose::Relay { token, asker } = call.purpose {
-                self.relayed(token, &asker, false, out);
+                self.relayed(token, &asker, false, now, out);
             }
         }
     }
@@ -111,8 +111,8 @@ impl Core {
         self.ping_within(target, Purpose::Relay { token, asker }, timeout, now, out).is_some()
     }
 
-    fn relayed(&mut self, token: u64, asker: &NodeName, answered: bool, out: &mut Vec<Output>) {
-        let gossip = self.gossip(Some(asker), false, false);
-        out.push(Output::Reply { token, gossip, answered });
+    fn relayed(&mut self, token: u64, asker: &NodeName, answered: bool, now: Time, out: &mut Vec<Output>) {
+        let gossip = self.gossip(Some(asker), false, false, out);
+        self.answer(token, asker, gossip, answered, now, out);
     }
 }

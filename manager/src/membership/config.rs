@@ -107,6 +107,12 @@ impl Config {
         Ok(())
     }
 
+    /// Names kept of those that this node was ever in contact with, in either set: twice as many as peers, since they are
+    /// kept when the peers are forgotten.
+    pub fn max_contacts(&self) -> usize {
+        self.max_peers * 2
+    }
+
     /// The longest time from a node's death to its being declared dead by a node that saw it alive, in a cluster of
     /// `nodes`, when no message is lost, timers are on time and the survivors' health is good:
     /// `(2⌈(n−1)/f⌉ − 1)·interval + timeout + [n > 2]·timeout + suspicion·max(1, log10 n)`.

@@ -7,8 +7,9 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::{
     config::{Config, ConfigError},
+    contacts::{Book, Contacts},
     health::Health,
-    message::{Boot, CallId, Event, Gossip, Input, Liveness, MAX_RUMOURS, Output, Request, Rumour, Time},
+    message::{Boot, CallId, Event, Gossip, Input, Liveness, MAX_RUMOURS, Output, Request, Rumour, Time, Touch},
     probe::{Pending, Probe},
     rng::Rng,
     rumours::{Rumours, retransmissions},
@@ -63,6 +64,8 @@ pub struct PeerState {
     pub liveness: Liveness,
     pub since: Time,
     pub saw_us: Option<Time>,
+    /// When we last sent it itself a reply.
+    pub answered: Option<Time>,
 }
 
 /// One node's view of the cluster.
@@ -92,14 +95,23 @@ pub struct Core {
     pub(super) conflict_told: bool,
     pub(super) crowd_told: bool,
     filler: Option<NodeName>,
+    pub(super) book: Book,
 }
 
 impl Core {
-    /// A node that knows nobody yet but the addresses of its seeds. The first [`Input::Tick`] is due at once.
+    /// A node that knows no peers yet but the addresses of its seeds; `contacts` are those of its earlier starts. The first
+    /// [`Input::Tick`] is due at once.
     ///
     /// # Errors
     /// As [`Config::check`].
-    pub fn new(config: Config, me: Me, seeds: Vec<String>, seed: u64, now: Time) -> Result<Self, ConfigError> {
+    pub fn new(
+        config: Config,
+        me: Me,
+        seeds: Vec<String>,
+        contacts: Contacts,
+        seed: u64,
+        now: Time,
+    ) -> Result<Self, ConfigError> {
         config.check()?;
         let seeds = seeds
             .into_iter()
@@ -108,6 +120,7 @@ impl Core {
             .collect();
         Ok(Self {
             health: Health::new(config.max_health),
+            book: Book::new(contacts, config.max_contacts()),
             config,
             me,
             incarnation: 0,
@@ -168,6 +181,7 @@ impl Core {
             liveness: peer.liveness,
             since: peer.since,
             saw_us: peer.saw_us,
+            answered: self.book.answered(name),
         })
     }
 
@@ -187,6 +201,11 @@ impl Core {
     /// Calls under way.
     pub fn calls_pending(&self) -> usize {
         self.calls.len()
+    }
+
+    /// Peers that this round of probes has still before it, and those met since it began.
+    pub fn probes_pending(&self) -> usize {
+        self.rota.len()
     }
 
     /// Rumours still to be told.
@@ -230,7 +249,7 @@ impl Core {
         for suspicion in self.suspicions.values_mut() {
             suspicion.excuse(late, now, fresh);
         }
-        self.drop_calls(out);
+        self.drop_calls(now, out);
         self.next_probe = now;
     }
 
@@ -239,7 +258,7 @@ impl Core {
             return;
         }
         self.left = true;
-        self.drop_calls(out);
+        self.drop_calls(now, out);
         let rumour = self.own_rumour();
         self.rumours.push(rumour);
         for name in self.sample(LEAVE_FANOUT, None) {
@@ -309,9 +328,20 @@ impl Core {
         names
     }
 
-    /// A message for `to`. What we hold against the receiver goes first, so that it can answer at once; `whole` sends as
-    /// much of the table as fits, for one that has just joined.
-    pub(super) fn gossip(&mut self, to: Option<&NodeName>, correct: bool, whole: bool) -> Gossip {
+    /// A message for `to`, which is known from here on. What we hold against the receiver goes first, so that it can answer
+    /// at once; `whole` sends as much of the table as fits, for one that has just joined.
+    pub(super) fn gossip(
+        &mut self,
+        to: Option<&NodeName>,
+        correct: bool,
+        whole: bool,
+        out: &mut Vec<Output>,
+    ) -> Gossip {
+        // Another node of our name is told of it, and is not to be held for an acquaintance of itself.
+        let to = to.filter(|name| **name != self.me.name);
+        if let Some(name) = to {
+            self.touch(name, Touch::Known, out);
+        }
         let mut rumours = Vec::new();
         if correct && let Some(record) = to.and_then(|name| self.record(name)) {
             rumours.push(record);
@@ -327,6 +357,7 @@ impl Core {
         }
         Gossip {
             from: self.me.name.clone(),
+            to: to.cloned(),
             address: self.me.address.clone(),
             boot: self.me.boot,
             incarnation: self.incarnation,
@@ -350,28 +381,34 @@ impl Core {
         let old = |peer: &Peer| peer.liveness >= Liveness::Dead && now - peer.since >= self.config.forget_after;
         let gone: Vec<_> = self.peers.iter().filter(|(_, p)| old(p)).map(|(n, _)| n.clone()).collect();
         for name in gone {
-            self.peers.remove(&name);
-            self.rumours.forget(&name);
+            self.drop_peer(&name);
         }
+    }
+
+    /// Also its turn in the round: one that comes and goes would have many otherwise, and the others none.
+    pub(super) fn drop_peer(&mut self, name: &NodeName) {
+        self.peers.remove(name);
+        self.rumours.forget(name);
+        self.rota.retain(|other| other != name);
     }
 
     fn asked(&mut self, token: u64, gossip: &Gossip, request: Request, now: Time, out: &mut Vec<Output>) {
         let newcomer = self.absorb(gossip, now, out);
         match request {
-            Request::Ping => self.reply(token, gossip, newcomer, true, out),
+            Request::Ping => self.reply(token, gossip, newcomer, true, now, out),
             Request::PingIndirect { target, timeout } => {
                 if !self.relay(token, gossip.from.clone(), &target, timeout, now, out) {
-                    self.reply(token, gossip, newcomer, false, out);
+                    self.reply(token, gossip, newcomer, false, now, out);
                 }
             }
         }
     }
 
-    fn reply(&mut self, token: u64, to: &Gossip, whole: bool, answered: bool, out: &mut Vec<Output>) {
+    fn reply(&mut self, token: u64, to: &Gossip, whole: bool, answered: bool, now: Time, out: &mut Vec<Output>) {
         let correct = self.peers.get(&to.from).is_some_and(|peer| {
             peer.liveness != Liveness::Alive || peer.boot != to.boot || peer.incarnation != to.incarnation
         });
-        let gossip = self.gossip(Some(&to.from), correct, whole);
-        out.push(Output::Reply { token, gossip, answered });
+        let gossip = self.gossip(Some(&to.from), correct, whole, out);
+        self.answer(token, &to.from, gossip, answered, now, out);
     }
 }

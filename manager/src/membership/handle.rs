@@ -1,6 +1,7 @@
 //! What the rest of the manager holds: the running membership, and the service its peers call.
 
 use std::{
+    collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -10,10 +11,11 @@ use tokio::{sync::broadcast, task::JoinHandle};
 use tonic::{Code, Request, Response, Status};
 
 use super::{
+    acquaintances::{Acquaintances, AcquaintancesError},
     config::{Config, ConfigError},
     core::{Core, Me},
     message::{Boot, Event, Gossip, Input, Liveness, Request as Asked},
-    shell::Shared,
+    shell::{OnKnown, Shared},
     wire::{self, WireError},
 };
 use crate::{
@@ -31,6 +33,15 @@ pub enum StartError {
     Address(WireError),
 }
 
+/// Why a node was not forgotten.
+#[derive(Debug, thiserror::Error)]
+pub enum ForgetError {
+    #[error("{0} is alive, or has not been silent for long enough: stop it first")]
+    Lives(NodeName),
+    #[error(transparent)]
+    Acquaintances(#[from] AcquaintancesError),
+}
+
 /// A peer as we see it now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerView {
@@ -44,6 +55,8 @@ pub struct PeerView {
     pub since: Instant,
     /// When the newest of our pings that it answered was *sent*: it has seen us then or later.
     pub saw_us: Option<Instant>,
+    /// When we last sent it itself a reply.
+    pub answered: Option<Instant>,
 }
 
 /// The running membership. Dropping it stops probing, without telling anybody; see [`Membership::leave`].
@@ -54,28 +67,29 @@ pub struct Membership {
 }
 
 impl Membership {
-    /// Starts probing, on the current tokio runtime. `advertise` is the `host:port` under which peers reach our peer
-    /// service, `seeds` are addresses to join by, `boot` is drawn at each start. `security` makes the connections.
+    /// Starts probing, on the current tokio runtime. `seeds` are addresses to join by; the boot
+    /// of `me` is drawn at each start. `security` makes the connections;
+    /// `acquaintances` outlive this start; `on_known` is told of new ones.
     ///
     /// # Errors
     /// A number out of range, or an address that is not `host:port`.
     pub fn start(
         config: Config,
-        me: NodeName,
-        advertise: String,
+        me: Me,
         seeds: Vec<String>,
-        boot: Boot,
         security: Security,
+        acquaintances: Acquaintances,
+        on_known: OnKnown,
     ) -> Result<Self, StartError> {
-        wire::check_address("advertised address", &advertise).map_err(StartError::Address)?;
+        wire::check_address("advertised address", &me.address).map_err(StartError::Address)?;
         for seed in &seeds {
             wire::check_address("peer", seed).map_err(StartError::Address)?;
         }
         let cluster = config.cluster.clone();
         let patience = config.probe_timeout * (config.max_health + 1);
-        let me = Me { name: me, address: advertise, boot };
-        let core = Core::new(config, me, seeds, rand::random(), Duration::ZERO)?;
-        let shared = Shared::new(cluster, Instant::now(), core, security);
+        let contacts = acquaintances.contacts().clone();
+        let core = Core::new(config, me, seeds, contacts, rand::random(), Duration::ZERO)?;
+        let shared = Shared::new(cluster, Instant::now(), core, acquaintances, security, on_known);
         let timer = tokio::spawn(shared.clone().run());
         Ok(Self { shared, timer, patience })
     }
@@ -92,9 +106,40 @@ impl Membership {
                 liveness: peer.liveness,
                 since: origin + peer.since,
                 saw_us: peer.saw_us.map(|at| origin + at),
+                answered: peer.answered.map(|at| origin + at),
             };
             core.peers().map(view).collect()
         })
+    }
+
+    /// When this node last had to do with another: answered it, or heard from it itself; `None`: not since the start.
+    pub fn last_contact(&self, node: &NodeName) -> Option<Instant> {
+        self.shared.with(|core| core.last_contact(node)).map(|at| self.shared.origin + at)
+    }
+
+    /// Every node that this one ever sent a message to or answered, in this start or an earlier one. Whoever has met this node
+    /// is among them.
+    pub fn known(&self) -> BTreeSet<NodeName> {
+        self.shared.contacts(|contacts| contacts.known.clone())
+    }
+
+    /// Every node that ever sent this one a message meant for it, in this start or an earlier one.
+    pub fn met(&self) -> BTreeSet<NodeName> {
+        self.shared.contacts(|contacts| contacts.met.clone())
+    }
+
+    /// When we last sent this node itself a reply, also when it is not among the peers any more; `None`: not since the start.
+    pub fn answered(&self, node: &NodeName) -> Option<Instant> {
+        self.shared.with(|core| core.answered_at(node)).map(|at| self.shared.origin + at)
+    }
+
+    /// Forgets a node that is gone for good, here only: it is not known any more, and has not been met. Should it come back, it
+    /// is a new one. Blocking, for as long as a file takes to be written.
+    ///
+    /// # Errors
+    /// It is alive or suspected, or the file cannot be written; then nothing is changed.
+    pub fn forget(&self, node: &NodeName) -> Result<(), ForgetError> {
+        if self.shared.forget(node)? { Ok(()) } else { Err(ForgetError::Lives(node.clone())) }
     }
 
     /// What changes from now on. Subscribe first, then read [`Membership::peers`]; a receiver that lags reads it again.
@@ -187,6 +232,7 @@ impl MembershipService {
     pub fn envelope(&self) -> pb::Envelope {
         let gossip = self.shared.with(|core| Gossip {
             from: core.me().name.clone(),
+            to: None,
             address: core.me().address.clone(),
             boot: core.me().boot,
             incarnation: core.incarnation(),
@@ -216,8 +262,10 @@ impl MembershipService {
 
     async fn ask(&self, gossip: Gossip, request: Asked) -> Result<(Gossip, bool), Status> {
         let answer = self.shared.asked(gossip, request);
-        // The core answers everything it is asked; only its end drops the sender.
-        answer.await.map_err(|_| Status::unavailable("this manager is stopping"))
+        // The core answers everything it is asked.
+        let lost =
+            |_| Status::unavailable("this manager is stopping, or cannot remember its caller (its log says why)");
+        answer.await.map_err(lost)
     }
 }
 

@@ -5,15 +5,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::{
+    contacts::Contacts,
     core::{Core, Me},
     message::{
         Boot, CallId, Event, Gossip, Input, Liveness, MAX_INCARNATION, MAX_RUMOURS, Output, Request, Rumour, Time,
+        Touch,
     },
     sim::ms,
 };
 use crate::{membership::Config, spec::NodeName};
 
 const ME: &str = "me";
+const SEED: &str = "seed:1";
+/// Known and met in an earlier start.
+const REMEMBERED: &str = "b";
 const MAX_PEERS: usize = 4;
 
 fn name(text: &str) -> NodeName {
@@ -23,7 +28,8 @@ fn name(text: &str) -> NodeName {
 fn core() -> Core {
     let config = Config { max_peers: MAX_PEERS, ..Config::new("c") };
     let me = Me { name: name(ME), address: "me:1".into(), boot: Boot([9; 16]) };
-    Core::new(config, me, vec!["seed:1".into()], 1, Time::ZERO).unwrap()
+    let contacts = Contacts { known: [name(REMEMBERED)].into(), met: [name(REMEMBERED)].into() };
+    Core::new(config, me, vec![SEED.into()], contacts, 1, Time::ZERO).unwrap()
 }
 
 fn names() -> impl Strategy<Value = NodeName> {
@@ -54,9 +60,9 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn gossips()(from in names(), address in addresses(), boot in boots(), incarnation in incarnations(),
+    fn gossips()(from in names(), to in prop::option::of(names()), address in addresses(), boot in boots(), incarnation in incarnations(),
                  rumours in prop::collection::vec(rumours(), 0..6)) -> Gossip {
-        Gossip { from, address, boot, incarnation, rumours }
+        Gossip { from, to, address, boot, incarnation, rumours }
     }
 }
 
@@ -87,16 +93,60 @@ struct Bench {
     now: Time,
     open: BTreeSet<u64>,
     asked: u64,
+    /// Whom the core has announced, of either kind, and whom it may have been sent a message by.
+    touched: BTreeSet<(NodeName, Touch)>,
+    heard: BTreeSet<NodeName>,
+    answered: BTreeMap<NodeName, Time>,
 }
 
 impl Bench {
+    fn new(now: Time) -> Self {
+        Self {
+            core: core(),
+            now,
+            open: BTreeSet::new(),
+            asked: 0,
+            touched: [Touch::Known, Touch::Met].map(|kind| (name(REMEMBERED), kind)).into(),
+            heard: BTreeSet::new(),
+            answered: BTreeMap::new(),
+        }
+    }
+
+    /// Nobody is sent anything before it was announced, but by way of a seed; each is announced once.
+    fn check_contact(&mut self, output: &Output) {
+        match output {
+            Output::Touch { node, kind } => {
+                assert!(self.touched.insert((node.clone(), *kind)), "{node} is announced twice as {kind:?}");
+                assert!(*kind == Touch::Known || self.heard.contains(node), "{node} was never heard");
+                assert_ne!(node.as_str(), ME);
+            }
+            Output::Call { gossip: Gossip { to: None, .. }, to, .. } => assert_eq!(to, SEED),
+            // Only to another node of this name.
+            Output::Reply { gossip: Gossip { to: None, .. }, .. } => {}
+            Output::Call { gossip: Gossip { to: Some(to), .. }, .. }
+            | Output::Reply { gossip: Gossip { to: Some(to), .. }, .. } => {
+                assert!(self.touched.contains(&(to.clone(), Touch::Known)), "{to} is not known");
+                if matches!(output, Output::Reply { .. }) {
+                    self.answered.insert(to.clone(), self.now);
+                }
+            }
+            Output::Event(_) => {}
+        }
+    }
+
     fn take(&mut self, input: Input) -> Vec<Output> {
         let mut out = Vec::new();
         if let Input::Asked { token, .. } = &input {
             self.open.insert(*token);
         }
+        if let Input::Asked { gossip, .. } | Input::Answered { gossip, .. } = &input
+            && gossip.to.as_ref().is_some_and(|to| to.as_str() == ME)
+        {
+            self.heard.insert(gossip.from.clone());
+        }
         self.core.handle(input, self.now, &mut out);
         for output in &out {
+            self.check_contact(output);
             let gossip = match output {
                 Output::Reply { token, gossip, .. } => {
                     assert!(self.open.remove(token), "answered twice, or never asked");
@@ -106,12 +156,16 @@ impl Bench {
                     assert!(*timeout > Time::ZERO);
                     gossip
                 }
-                Output::Event(_) => continue,
+                Output::Touch { .. } | Output::Event(_) => continue,
             };
             assert!(gossip.rumours.len() <= MAX_RUMOURS);
             assert!(gossip.from.as_str() == ME && gossip.incarnation <= MAX_INCARNATION);
         }
+        for peer in self.core.peers() {
+            assert_eq!(peer.answered, self.answered.get(&peer.name).copied(), "{}", peer.name);
+        }
         assert!(self.core.peers().count() <= MAX_PEERS);
+        assert!(self.core.probes_pending() <= self.core.peers().count(), "{} turns", self.core.probes_pending());
         assert!(self.core.rumours_pending() <= 1 + MAX_PEERS * 3, "{}", self.core.rumours_pending());
         assert!(self.core.calls_pending() < 200, "{}", self.core.calls_pending());
         assert!(self.core.deadline() > self.now, "a busy loop: due at {:?} at {:?}", self.core.deadline(), self.now);
@@ -159,7 +213,7 @@ proptest! {
 
     #[test]
     fn nothing_panics_state_stays_bounded_and_every_question_is_answered_once(steps in prop::collection::vec(steps(), 1..120)) {
-        let mut bench = Bench { core: core(), now: Time::ZERO, open: BTreeSet::new(), asked: 0 };
+        let mut bench = Bench::new(Time::ZERO);
         for step in steps {
             bench.step(step);
         }
@@ -195,7 +249,7 @@ proptest! {
 
     #[test]
     fn incarnations_never_fall_and_every_accusation_is_refuted(gossips in prop::collection::vec(gossips(), 1..40)) {
-        let mut bench = Bench { core: core(), now: ms(1), open: BTreeSet::new(), asked: 0 };
+        let mut bench = Bench::new(ms(1));
         let mut held: BTreeMap<NodeName, u64> = BTreeMap::new();
         for gossip in gossips {
             let before = bench.core.incarnation();
@@ -230,7 +284,7 @@ proptest! {
 fn a_peer_that_names_a_million_nodes_is_capped_and_reported_once() {
     let config = Config { max_peers: 64, ..Config::new("c") };
     let me = Me { name: name(ME), address: "me:1".into(), boot: Boot([9; 16]) };
-    let mut core = Core::new(config, me, vec![], 1, Time::ZERO).unwrap();
+    let mut core = Core::new(config, me, vec![], Contacts::default(), 1, Time::ZERO).unwrap();
     let mut told = 0;
     let mut out = Vec::new();
     for message in 0..1_000_000 / MAX_RUMOURS {
@@ -244,6 +298,7 @@ fn a_peer_that_names_a_million_nodes_is_capped_and_reported_once() {
         };
         let gossip = Gossip {
             from: name("liar"),
+            to: Some(name(ME)),
             address: "10.77.0.8:1".into(),
             boot: Boot([2; 16]),
             incarnation: 0,
@@ -277,4 +332,124 @@ fn one_liar_cannot_invent_the_witnesses_that_confirm_a_suspicion() {
     }
     let confirmed = out.iter().filter(|o| matches!(o, Output::Event(Event::ConfirmedByPeer { .. }))).count();
     assert_eq!(confirmed, 0);
+}
+
+#[test]
+fn names_that_ask_without_end_are_refused_by_the_shell_and_not_kept() {
+    let config = Config { max_peers: 2, ..Config::new("c") };
+    let me = Me { name: name(ME), address: "me:1".into(), boot: Boot([9; 16]) };
+    let mut core = Core::new(config, me, vec![], Contacts::default(), 1, Time::ZERO).unwrap();
+    let mut ask = |from: &str| {
+        let mut out = Vec::new();
+        let gossip = Gossip {
+            from: name(from),
+            to: Some(name(ME)),
+            address: "x:1".into(),
+            boot: Boot([2; 16]),
+            incarnation: 0,
+            rumours: vec![],
+        };
+        core.handle(Input::Asked { token: 0, gossip, request: Request::Ping }, ms(1), &mut out);
+        let touches = out.iter().filter(|o| matches!(o, Output::Touch { kind: Touch::Known, .. })).count();
+        (touches, core.answered_at(&name(from)))
+    };
+    for i in 0..4 {
+        assert_eq!(ask(&format!("x{i}")), (1, Some(ms(1))));
+    }
+    assert_eq!(ask("x0"), (0, Some(ms(1))));
+    for _ in 0..2 {
+        assert_eq!(ask("x4"), (1, None), "announced again each time, and nothing of it kept");
+    }
+}
+
+#[test]
+fn a_contact_that_could_not_be_remembered_is_announced_again() {
+    let mut bench = Bench::new(ms(1));
+    let gossip = Gossip {
+        from: name("a"),
+        to: Some(name(ME)),
+        address: "a:1".into(),
+        boot: Boot([1; 16]),
+        incarnation: 0,
+        rumours: vec![],
+    };
+    let ask = |bench: &mut Bench| {
+        bench.asked += 1;
+        let (token, gossip) = (bench.asked, gossip.clone());
+        bench.take(Input::Asked { token, gossip, request: Request::Ping })
+    };
+    let touches = |out: &[Output]| out.iter().filter(|o| matches!(o, Output::Touch { .. })).count();
+    assert_eq!(touches(&ask(&mut bench)), 2);
+    assert_eq!(touches(&ask(&mut bench)), 0);
+    for kind in [Touch::Known, Touch::Met] {
+        bench.core.touch_failed(&name("a"), kind);
+        bench.touched.remove(&(name("a"), kind));
+    }
+    bench.answered.clear();
+    assert_eq!(touches(&ask(&mut bench)), 2);
+}
+
+#[test]
+fn one_that_is_forgotten_is_new_when_it_comes_back() {
+    let mut bench = Bench::new(ms(1));
+    let gossip = |liveness| Gossip {
+        from: name("a"),
+        to: Some(name(ME)),
+        address: "a:1".into(),
+        boot: Boot([1; 16]),
+        incarnation: 0,
+        rumours: vec![Rumour {
+            node: name(REMEMBERED),
+            address: "b:1".into(),
+            boot: Boot([1; 16]),
+            incarnation: 0,
+            liveness,
+            accuser: None,
+        }],
+    };
+    let ask = |bench: &mut Bench, liveness| {
+        bench.asked += 1;
+        let token = bench.asked;
+        bench.take(Input::Asked { token, gossip: gossip(liveness), request: Request::Ping });
+    };
+    ask(&mut bench, Liveness::Alive);
+    assert!(bench.core.lives(&name(REMEMBERED)));
+    ask(&mut bench, Liveness::Left);
+    assert!(!bench.core.lives(&name(REMEMBERED)));
+    bench.core.forget(&name(REMEMBERED));
+    assert!(bench.core.peers().all(|peer| peer.name.as_str() != REMEMBERED));
+    bench.touched.retain(|(node, _)| node.as_str() != REMEMBERED);
+    ask(&mut bench, Liveness::Left);
+    assert!(bench.core.peers().all(|peer| peer.name.as_str() != REMEMBERED), "a rumour of its end brings it back");
+    let from_it = Gossip { from: name(REMEMBERED), address: "b:1".into(), ..gossip(Liveness::Alive) };
+    let from_it = Gossip { rumours: vec![], ..from_it };
+    bench.asked += 1;
+    let out = bench.take(Input::Asked { token: bench.asked, gossip: from_it, request: Request::Ping });
+    assert_eq!(out.iter().filter(|o| matches!(o, Output::Touch { .. })).count(), 2);
+}
+
+#[test]
+fn names_that_come_and_go_take_no_turns_of_the_others() {
+    let mut core = core();
+    let mut out = Vec::new();
+    let rumour = |node: &str, incarnation, liveness| Rumour {
+        node: name(node),
+        address: "x:1".into(),
+        boot: Boot([1; 16]),
+        incarnation,
+        liveness,
+        accuser: None,
+    };
+    // The table is full, and a liar has two names take turns in its last place.
+    for node in ["a", "b", "c"] {
+        core.believe(rumour(node, 0, Liveness::Alive), ms(1), &mut out);
+    }
+    for incarnation in 0..1000 {
+        for node in ["d", "e"] {
+            core.believe(rumour(node, incarnation, Liveness::Alive), ms(1), &mut out);
+            core.believe(rumour(node, incarnation, Liveness::Dead), ms(1), &mut out);
+        }
+    }
+    core.believe(rumour("d", 1000, Liveness::Alive), ms(1), &mut out);
+    assert_eq!((core.peers().count(), core.probes_pending()), (4, 4));
 }

@@ -72,10 +72,12 @@ impl Rumour {
     }
 }
 
-/// What every message carries: who sends it, and news.
+/// What every message carries: who sends it, whom it is for, and news.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gossip {
     pub from: NodeName,
+    /// Whom the sender means. `None`: an introduction, to whoever lives at a seed's address.
+    pub to: Option<NodeName>,
     pub address: String,
     pub boot: Boot,
     pub incarnation: u64,
@@ -95,6 +97,15 @@ pub enum Request {
         target: NodeName,
         timeout: Duration,
     },
+}
+
+/// A kind of contact between two nodes, remembered for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Touch {
+    /// We are about to send it a message for the first time ever, asked or unasked.
+    Known,
+    /// It sent us one, meant for us by name.
+    Met,
 }
 
 #[derive(Debug, Clone)]
@@ -130,6 +141,12 @@ pub enum Output {
         token: u64,
         gossip: Gossip,
         answered: bool,
+    },
+    /// To be remembered, and on the disk, before any later output is executed. When that fails, no [`Output::Call`] and no
+    /// [`Output::Reply`] to a node that is not known is executed: the call is [`Input::Failed`].
+    Touch {
+        node: NodeName,
+        kind: Touch,
     },
     Event(Event),
 }

@@ -27,9 +27,11 @@
 //! [`Core`] is pure: [`Input`] and a time in, [`Output`]s out, a seeded generator inside. [`Membership`] runs it with real
 //! time and gRPC. `docs/membership.md` has the protocol, the formulae and what is promised.
 
+mod acquaintances;
 mod belief;
 mod calls;
 mod config;
+mod contacts;
 mod core;
 mod handle;
 mod health;
@@ -43,18 +45,24 @@ mod suspicion;
 mod wire;
 
 pub use self::core::{Core, Me, PeerState};
+pub use acquaintances::{Acquaintances, AcquaintancesError};
 pub use config::{Config, ConfigError};
-pub use handle::{Membership, MembershipService, PeerView, StartError};
+pub use contacts::Contacts;
+pub use handle::{ForgetError, Membership, MembershipService, PeerView, StartError};
 pub use message::{
-    Boot, CallId, Event, Gossip, Input, Liveness, MAX_ADDRESS, MAX_RUMOURS, Output, Request, Rumour, Time,
+    Boot, CallId, Event, Gossip, Input, Liveness, MAX_ADDRESS, MAX_RUMOURS, Output, Request, Rumour, Time, Touch,
 };
+pub(crate) use rng::Rng;
+pub use shell::OnKnown;
 pub use wire::{WireError, check_address};
+#[cfg(feature = "fuzzing")]
+pub(crate) use wire::{envelope, gossip, indirect};
 
 #[cfg(test)]
 mod laws;
 #[cfg(test)]
 mod shell_tests;
-#[cfg(test)]
-mod sim;
+#[cfg(any(test, feature = "simulation"))]
+pub mod sim;
 #[cfg(test)]
 mod sim_tests;

@@ -115,7 +115,7 @@ impl Core {
         for index in unmet.into_iter().take(REVIVALS) {
             let (address, timeout) = (self.seeds[index].address.clone(), self.patience());
             let dial = Dial { to: None, address, purpose: Purpose::Seed(index), request: Request::Ping, timeout };
-            let gossip = self.gossip(None, false, false);
+            let gossip = self.gossip(None, false, false, out);
             self.dial(dial, gossip, now, out);
         }
     }
@@ -148,7 +148,7 @@ impl Core {
     ) -> Option<CallId> {
         let peer = self.peers.get(to)?;
         let (address, accused) = (peer.address.clone(), peer.liveness != Liveness::Alive);
-        let gossip = self.gossip(Some(to), accused, false);
+        let gossip = self.gossip(Some(to), accused, false, out);
         let dial = Dial { to: Some(to.clone()), address, purpose, request: Request::Ping, timeout };
         Some(self.dial(dial, gossip, now, out))
     }
@@ -178,7 +178,7 @@ impl Core {
         for relay in &relays {
             let Some(address) = self.peers.get(relay).map(|peer| peer.address.clone()) else { continue };
             let request = Request::PingIndirect { target: target.clone(), timeout: patience * RELAY_SHARE / 100 };
-            let gossip = self.gossip(Some(relay), false, false);
+            let gossip = self.gossip(Some(relay), false, false, out);
             let dial =
                 Dial { to: Some(relay.clone()), address, purpose: Purpose::Indirect(id), request, timeout: patience };
             self.dial(dial, gossip, now, out);

@@ -12,20 +12,25 @@ use std::{
 use ha_proto::peer as pb;
 use tokio::sync::{Notify, broadcast, oneshot};
 use tonic::Code;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::{
+    acquaintances::{Acquaintances, AcquaintancesError},
+    contacts::Contacts,
     core::Core,
     lane::{Ask, Lane, LaneError},
-    message::{CallId, Event, Gossip, Input, Output, Request, Time},
+    message::{CallId, Event, Gossip, Input, Output, Request, Time, Touch},
     wire::{self, WireError},
 };
-use crate::{once::Once, tls::Security};
+use crate::{once::Once, spec::NodeName, tls::Security};
 
 /// Events kept for a subscriber that is slow; it then learns how many it missed.
 const EVENTS: usize = 256;
 /// A way to a peer not used for so long is closed.
 const LANE_IDLE: Duration = Duration::from_secs(60);
+
+/// Told of each node that becomes known, and when, before it is sent anything. Called with the membership locked.
+pub type OnKnown = Arc<dyn Fn(&NodeName, Instant) + Send + Sync>;
 
 pub(super) struct Shared {
     pub cluster: String,
@@ -38,10 +43,14 @@ pub(super) struct Shared {
     pub events: broadcast::Sender<Event>,
     refusals: Once,
     security: Security,
+    on_known: OnKnown,
 }
 
 struct Inner {
     core: Core,
+    acquaintances: Acquaintances,
+    /// It has been said that acquaintances cannot be remembered.
+    forgetful: bool,
     waiting: HashMap<u64, oneshot::Sender<(Gossip, bool)>>,
     next_token: u64,
     lanes: HashMap<String, Arc<Lane>>,
@@ -51,9 +60,18 @@ struct Inner {
 }
 
 impl Shared {
-    pub fn new(cluster: String, origin: Instant, core: Core, security: Security) -> Arc<Self> {
+    pub fn new(
+        cluster: String,
+        origin: Instant,
+        core: Core,
+        acquaintances: Acquaintances,
+        security: Security,
+        on_known: OnKnown,
+    ) -> Arc<Self> {
         let inner = Inner {
             core,
+            acquaintances,
+            forgetful: false,
             waiting: HashMap::new(),
             next_token: 0,
             lanes: HashMap::new(),
@@ -69,6 +87,7 @@ impl Shared {
             events: broadcast::Sender::new(EVENTS),
             refusals: Once::new("refused messages"),
             security,
+            on_known,
         })
     }
 
@@ -77,8 +96,30 @@ impl Shared {
         read(&self.lock().core)
     }
 
+    /// Reads the contacts that are remembered.
+    pub fn contacts<T>(&self, read: impl FnOnce(&Contacts) -> T) -> T {
+        read(self.lock().acquaintances.contacts())
+    }
+
+    /// False when the node is alive or may be. Blocking.
+    pub fn forget(&self, node: &NodeName) -> Result<bool, AcquaintancesError> {
+        let inner = &mut *self.lock();
+        if inner.core.lives(node) {
+            return Ok(false);
+        }
+        inner.acquaintances.forget(node)?;
+        inner.core.forget(node);
+        Ok(true)
+    }
+
     pub fn input(self: &Arc<Self>, input: Input) {
         self.step(&mut self.lock(), input);
+    }
+
+    /// Reports how a call ended.
+    fn settle(self: &Arc<Self>, input: Input) {
+        self.input(input);
+        self.settled.notify_waiters();
     }
 
     /// Hands a peer's request to the core. The receiver gets the answer, at once for a ping.
@@ -132,11 +173,23 @@ impl Shared {
                     // Without subscribers there is nobody to tell.
                     let _ = self.events.send(event);
                 }
+                Output::Touch { node, kind } => {
+                    inner.remember(&node, kind);
+                    if kind == Touch::Known && inner.acquaintances.contacts().known.contains(&node) {
+                        (self.on_known)(&node, self.origin + now);
+                    }
+                }
                 Output::Reply { token, gossip, answered } => {
-                    if let Some(waiting) = inner.waiting.remove(&token) {
+                    let waiting = inner.waiting.remove(&token);
+                    if let Some(waiting) = waiting.filter(|_| inner.may_send(&gossip)) {
                         // The caller may have gone.
                         let _ = waiting.send((gossip, answered));
                     }
+                }
+                Output::Call { id, gossip, .. } if !inner.may_send(&gossip) => {
+                    // Not from here: the core is not run while its outputs are executed.
+                    let shared = self.clone();
+                    tokio::spawn(async move { shared.settle(Input::Failed { call: id }) });
                 }
                 Output::Call { id, to, request, gossip, timeout } => {
                     let lane = inner.lane(to.clone(), &self.security);
@@ -165,6 +218,24 @@ impl Shared {
 }
 
 impl Inner {
+    /// On the disk before anything else is done.
+    fn remember(&mut self, node: &NodeName, kind: Touch) {
+        match self.acquaintances.touch(node, kind) {
+            Ok(()) => self.forgetful = false,
+            Err(problem) => {
+                self.core.touch_failed(node, kind);
+                if !std::mem::replace(&mut self.forgetful, true) {
+                    error!(%node, error = crate::chain(&problem), "an acquaintance cannot be remembered");
+                }
+            }
+        }
+    }
+
+    /// Whoever gets a message of ours could take over from us, so it has to be counted first.
+    fn may_send(&self, gossip: &Gossip) -> bool {
+        gossip.to.as_ref().is_none_or(|node| self.acquaintances.contacts().known.contains(node))
+    }
+
     fn lane(&mut self, address: String, security: &Security) -> Arc<Lane> {
         if !self.lanes.contains_key(&address) {
             self.lanes.retain(|_, lane| lane.idle_for() < LANE_IDLE);
@@ -204,8 +275,7 @@ async fn call(shared: Weak<Shared>, lane: Arc<Lane>, address: String, id: CallId
             Input::Failed { call: id }
         }
     };
-    shared.input(input);
-    shared.settled.notify_waiters();
+    shared.settle(input);
 }
 
 fn log(event: &Event) {

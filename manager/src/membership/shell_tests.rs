@@ -55,6 +55,7 @@ struct Node {
     events: broadcast::Receiver<Event>,
     address: SocketAddr,
     runtime: Option<tokio::runtime::Runtime>,
+    state: tempfile::TempDir,
     _server: JoinHandle<()>,
 }
 
@@ -72,6 +73,8 @@ impl Node {
         front: Option<SocketAddr>,
         seeds: &[SocketAddr],
     ) -> Node {
+        let state = tempfile::tempdir().unwrap();
+        let acquaintances = Acquaintances::open(state.path().join("peers.json"), 8).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let seeds = seeds.iter().map(SocketAddr::to_string).collect();
         let (cluster, name) = (cluster.to_owned(), name.parse::<NodeName>().unwrap());
@@ -83,11 +86,11 @@ impl Node {
                     let advertise = front.unwrap_or(address).to_string();
                     let membership = Membership::start(
                         Config::new(cluster),
-                        name,
-                        advertise,
+                        Me { name, address: advertise, boot: Boot::random() },
                         seeds,
-                        Boot::random(),
                         security.clone(),
+                        acquaintances,
+                        Arc::new(|_, _| {}),
                     )
                     .unwrap();
                     let events = membership.subscribe();
@@ -107,7 +110,7 @@ impl Node {
             scope.spawn(run).join().unwrap()
         });
         let (membership, events, address, server) = started;
-        Node { membership: Some(membership), events, address, runtime: Some(runtime), _server: server }
+        Node { membership: Some(membership), events, address, runtime: Some(runtime), state, _server: server }
     }
 
     fn membership(&self) -> &Membership {
@@ -222,6 +225,70 @@ async fn two_nodes_join_by_a_seed_see_a_cut_and_a_restart() {
     let second = a.membership().peers()[0].clone();
     assert_ne!(first.boot, second.boot);
     assert!(second.incarnation > first.incarnation, "{} then {}", first.incarnation, second.incarnation);
+}
+
+fn names(set: &std::collections::BTreeSet<NodeName>) -> Vec<&str> {
+    set.iter().map(NodeName::as_str).collect()
+}
+
+#[tokio::test]
+async fn contacts_are_on_the_disk_before_they_count_and_a_node_that_is_gone_can_be_forgotten() {
+    let a = Node::start("c", "a", 0, &[]);
+    let mut b = Node::start("c", "b", 0, &[a.address]);
+    a.until("b", Liveness::Alive, LONG).await;
+    b.until("a", Liveness::Alive, LONG).await;
+    let began = Instant::now();
+    while !(a.membership().met().len() == 1 && b.membership().met().len() == 1) {
+        assert!(began.elapsed() < LONG, "{:?} {:?}", a.membership().met(), b.membership().met());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    for (node, other) in [(&a, "b"), (&b, "a")] {
+        assert_eq!(names(&node.membership().known()), [other]);
+        let on_disk = Acquaintances::open(node.state.path().join("peers.json"), 8).unwrap();
+        assert_eq!((names(&on_disk.contacts().known), names(&on_disk.contacts().met)), (vec![other], vec![other]));
+    }
+    let view = a.membership().peers()[0].clone();
+    assert!(view.answered.is_some() && a.membership().answered(&view.name) >= view.answered);
+    let refused = a.membership().forget(&view.name).unwrap_err();
+    assert!(matches!(refused, ForgetError::Lives(_)), "{refused}");
+    b.cut();
+    a.until("b", Liveness::Dead, LONG).await;
+    a.membership().forget(&view.name).unwrap();
+    assert!(a.membership().peers().is_empty() && a.membership().known().is_empty() && a.membership().met().is_empty());
+}
+
+#[tokio::test]
+async fn nobody_is_spoken_to_who_cannot_be_remembered() {
+    let a = Node::start("c", "a", 0, &[]);
+    let b = Node::start("c", "b", 0, &[a.address]);
+    a.until("b", Liveness::Alive, LONG).await;
+    // A directory in the way of the file that is written first: nobody can write it, not even root.
+    let blocked = a.state.path().join("peers.json.new");
+    let began = Instant::now();
+    while std::fs::create_dir(&blocked).is_err() {
+        assert!(began.elapsed() < LONG);
+    }
+    let c = Node::start("c", "c", 0, &[a.address]);
+    let client = PeerClient::connect(format!("http://{}", a.address)).await.unwrap();
+    let request = pb::PingRequest { envelope: Some(c.membership().service().envelope()), seq: 1 };
+    let status = client.clone().ping(request.clone()).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    assert!(status.message().contains("cannot remember"), "{status:?}");
+    assert_eq!(names(&a.membership().known()), ["b"]);
+    assert!(!names(&c.membership().met()).contains(&"a"));
+    // The others are not concerned.
+    let saw_us = || b.membership().peers().into_iter().find(|peer| peer.name.as_str() == "a").unwrap().saw_us;
+    let (before, began) = (saw_us(), Instant::now());
+    while saw_us() == before {
+        assert!(began.elapsed() < LONG, "the known are not answered");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    std::fs::remove_dir(&blocked).unwrap();
+    let began = Instant::now();
+    while names(&a.membership().known()) != ["b", "c"] || !names(&c.membership().met()).contains(&"a") {
+        assert!(began.elapsed() < LONG, "{:?}", a.membership().known());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 #[tokio::test]

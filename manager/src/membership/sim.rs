@@ -1,56 +1,31 @@
 //! A simulated network around real cores: everything follows from one seed.
 
 use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, BinaryHeap},
+    collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
 
 use prost::Message;
 
 use super::{
+    contacts::Contacts,
     core::{Core, Me},
-    message::{Boot, CallId, Event, Gossip, Input, Liveness, Output, Request, Time},
-    rng::Rng,
+    message::{Boot, CallId, Event, Gossip, Input, Liveness, MAX_RUMOURS, Output, Request, Rumour, Time, Touch},
+    rumours::Rumours,
     wire,
 };
 use crate::{membership::Config, spec::NodeName};
 
+mod net;
+
+pub use net::{Faults, Net};
+
+/// So many milliseconds.
 pub fn ms(value: u64) -> Duration {
     Duration::from_millis(value)
 }
 
-/// What the network does to each message, one way.
-#[derive(Debug, Clone)]
-pub struct Faults {
-    /// Lost and duplicated per 10,000 messages.
-    pub loss: usize,
-    pub duplicate: usize,
-    /// Drawn anew for each message, so messages overtake each other.
-    pub delay: (Duration, Duration),
-    /// Pairs (from, to) whose messages vanish.
-    pub cut: BTreeSet<(usize, usize)>,
-}
-
-impl Faults {
-    pub fn lan() -> Self {
-        Self { loss: 0, duplicate: 0, delay: (Duration::from_micros(100), ms(2)), cut: BTreeSet::new() }
-    }
-
-    pub fn lossy(loss: usize) -> Self {
-        Self { loss, duplicate: 20, delay: (Duration::from_micros(100), ms(20)), ..Self::lan() }
-    }
-
-    pub fn split(&mut self, one: &[usize], other: &[usize]) {
-        for a in one {
-            for b in other {
-                self.cut.insert((*a, *b));
-                self.cut.insert((*b, *a));
-            }
-        }
-    }
-}
-
+/// A node: its core, and what its shell would know.
 pub struct Node {
     /// `None` while its power is off.
     pub core: Option<Core>,
@@ -61,7 +36,10 @@ pub struct Node {
     wake: Time,
     /// Nothing runs here before; what arrives waits.
     pub paused: Time,
+    /// While weighing: encoded envelopes, without gRPC's own headers.
     pub bytes_sent: u64,
+    /// On its disk.
+    pub contacts: Contacts,
 }
 
 #[derive(Debug, Clone)]
@@ -78,10 +56,10 @@ enum Due {
     Report(usize, Input),
 }
 
+/// Cores, and the network between them.
 pub struct Sim {
-    pub now: Time,
+    net: Net<Due>,
     pub nodes: Vec<Node>,
-    pub faults: Faults,
     pub events: Vec<(Time, usize, Event)>,
     pub messages: u64,
     refusing: BTreeSet<usize>,
@@ -89,14 +67,11 @@ pub struct Sim {
     /// Count the bytes of messages; off by default, it takes time.
     pub weighing: bool,
     config: Config,
-    rng: Rng,
-    queue: BinaryHeap<Reverse<(Time, u64, usize)>>,
-    due: BTreeMap<usize, Due>,
-    order: u64,
     /// Token → who asked, in which life, and as which call.
     asked: BTreeMap<u64, (usize, u64, CallId)>,
     tokens: u64,
     boots: u64,
+    by_name: BTreeMap<NodeName, usize>,
     trace: Option<blake3::Hasher>,
 }
 
@@ -104,30 +79,66 @@ impl Sim {
     /// `n` nodes that join by node 0, started within 100 ms.
     pub fn new(n: usize, seed: u64, config: Config, faults: Faults) -> Self {
         let mut sim = Self {
-            now: Time::ZERO,
+            net: Net::new(seed, faults),
             nodes: Vec::new(),
-            faults,
             events: Vec::new(),
             messages: 0,
             refusing: BTreeSet::new(),
             dropping: BTreeSet::new(),
             weighing: false,
             config,
-            rng: Rng::new(seed),
-            queue: BinaryHeap::new(),
-            due: BTreeMap::new(),
-            order: 0,
             asked: BTreeMap::new(),
             tokens: 0,
             boots: 0,
+            by_name: BTreeMap::new(),
             trace: None,
         };
         for i in 0..n {
             sim.add(&format!("n{i:03}"), &format!("n{i:03}:1"), &["n000:1"]);
-            let at = ms(100) * sim.rng.below(100) as u32 / 100;
-            sim.run_until(sim.now.max(at));
+            let at = ms(100) * sim.net.rng.below(100) as u32 / 100;
+            sim.run_until(sim.net.now.max(at));
         }
         sim
+    }
+
+    pub fn now(&self) -> Time {
+        self.net.now
+    }
+
+    pub fn faults(&mut self) -> &mut Faults {
+        &mut self.net.faults
+    }
+
+    /// Tells every node of every other one, as if each had met them all: what joining by one node takes long for.
+    pub fn introduce(&mut self) {
+        let of = |node: &Node| node.core.as_ref().map(|core| core.me().clone());
+        let everybody: Vec<_> = self.nodes.iter().filter_map(of).collect();
+        let rumour = |me: &Me| Rumour {
+            node: me.name.clone(),
+            address: me.address.clone(),
+            boot: me.boot,
+            incarnation: 0,
+            liveness: Liveness::Alive,
+            accuser: None,
+        };
+        let (now, mut out) = (self.net.now, Vec::new());
+        for core in self.nodes.iter_mut().filter_map(|node| node.core.as_mut()) {
+            for some in everybody.chunks(MAX_RUMOURS) {
+                let Me { name: from, address, boot } = some[0].clone();
+                let gossip = Gossip {
+                    from,
+                    to: None,
+                    address,
+                    boot,
+                    incarnation: 0,
+                    rumours: some.iter().map(rumour).collect(),
+                };
+                core.handle(Input::Answered { call: CallId(u64::MAX), gossip, answered: true }, now, &mut out);
+                out.clear();
+            }
+            // Of what everybody knows there is nothing to tell.
+            core.rumours = Rumours::default();
+        }
     }
 
     pub fn record(&mut self) {
@@ -148,13 +159,15 @@ impl Sim {
             wake: Time::MAX,
             paused: Time::ZERO,
             bytes_sent: 0,
+            contacts: Contacts::default(),
         });
         let index = self.nodes.len() - 1;
+        self.by_name.insert(self.nodes[index].name.clone(), index);
         self.start(index, seeds);
         index
     }
 
-    /// Starts a node, with nothing remembered.
+    /// Starts a node, with nothing remembered but its contacts.
     pub fn start(&mut self, index: usize, seeds: &[&str]) {
         self.boots += 1;
         let mut boot = [0; 16];
@@ -162,11 +175,12 @@ impl Sim {
         let node = &mut self.nodes[index];
         let me = Me { name: node.name.clone(), address: node.address.clone(), boot: Boot(boot) };
         let seeds = seeds.iter().map(|s| s.to_string()).collect();
-        node.core = Some(Core::new(self.config.clone(), me, seeds, self.rng.next(), self.now).unwrap());
+        let (config, contacts) = (self.config.clone(), node.contacts.clone());
+        node.core = Some(Core::new(config, me, seeds, contacts, self.net.rng.next(), self.net.now).unwrap());
         node.life += 1;
         node.paused = Time::ZERO;
-        node.wake = self.now;
-        self.push(self.now, Due::Wake(index));
+        node.wake = self.net.now;
+        self.net.at(self.net.now, Due::Wake(index));
     }
 
     /// Connections to this node are refused at once, as while its program restarts.
@@ -188,25 +202,17 @@ impl Sim {
     }
 
     pub fn pause(&mut self, index: usize, time: Duration) {
-        self.nodes[index].paused = self.now + time;
+        self.nodes[index].paused = self.net.now + time;
     }
 
     pub fn run_for(&mut self, time: Duration) {
-        self.run_until(self.now + time);
+        self.run_until(self.net.now + time);
     }
 
     pub fn run_until(&mut self, end: Time) {
-        while let Some(Reverse((at, _, slot))) = self.queue.peek().copied() {
-            if at > end {
-                break;
-            }
-            self.queue.pop();
-            self.now = at;
-            if let Some(due) = self.due.remove(&slot) {
-                self.happen(due);
-            }
+        while let Some(due) = self.net.next(end) {
+            self.happen(due);
         }
-        self.now = end;
     }
 
     pub fn input(&mut self, index: usize, input: Input) {
@@ -214,26 +220,27 @@ impl Sim {
         let node = &mut self.nodes[index];
         let Some(core) = &mut node.core else { return };
         let taken = self.trace.as_ref().map(|_| format!("{input:?}"));
-        core.handle(input, self.now, &mut out);
+        core.handle(input, self.net.now, &mut out);
         let deadline = core.deadline();
         if let (Some(trace), Some(taken)) = (&mut self.trace, taken) {
-            trace.update(format!("{:?} {index} {taken} -> {out:?}\n", self.now).as_bytes());
+            trace.update(format!("{:?} {index} {taken} -> {out:?}\n", self.net.now).as_bytes());
         }
         if deadline != node.wake && deadline < Time::MAX {
             node.wake = deadline;
-            self.push(deadline, Due::Wake(index));
+            self.net.at(deadline, Due::Wake(index));
         }
         let life = self.nodes[index].life;
         for output in out {
             match output {
-                Output::Event(event) => self.events.push((self.now, index, event)),
+                Output::Event(event) => self.events.push((self.net.now, index, event)),
+                Output::Touch { node, kind } => self.touch(index, node, kind),
                 Output::Call { id, to, request, gossip, .. } => {
                     self.weigh(index, &gossip);
                     let to = self.nodes.iter().position(|n| n.address == to);
                     if self.dropping.contains(&index) {
-                        self.push(self.now, Due::Report(index, Input::Dropped { call: id }));
+                        self.net.at(self.net.now, Due::Report(index, Input::Dropped { call: id }));
                     } else if to.is_some_and(|to| self.refusing.contains(&to)) {
-                        self.push(self.now + ms(1), Due::Report(index, Input::Failed { call: id }));
+                        self.net.at(self.net.now + ms(1), Due::Report(index, Input::Failed { call: id }));
                     } else if let Some(to) = to {
                         self.send(index, to, Packet::Ask { back: (index, life, id), request, gossip });
                     }
@@ -247,10 +254,23 @@ impl Sim {
         }
     }
 
+    /// What a taker relies on: whoever has met a node is known to it.
+    fn touch(&mut self, index: usize, node: NodeName, kind: Touch) {
+        let me = &self.nodes[index].name;
+        let known = self.nodes.iter().any(|other| other.name == node && other.contacts.known.contains(me));
+        assert!(kind == Touch::Known || known, "{me} has met {node}, which does not know it");
+        assert!(self.nodes[index].contacts.of_mut(kind).insert(node), "said twice");
+    }
+
     /// What `viewer` believes of `node`.
     pub fn liveness(&self, viewer: usize, node: usize) -> Option<Liveness> {
         let name = &self.nodes[node].name;
         self.nodes[viewer].core.as_ref()?.peers().find(|p| p.name == *name).map(|p| p.liveness)
+    }
+
+    /// The number of the node of this name.
+    pub fn index(&self, name: &NodeName) -> Option<usize> {
+        self.by_name.get(name).copied()
     }
 
     /// Every running node holds every other running one for alive.
@@ -265,12 +285,12 @@ impl Sim {
 
     /// Runs until all agree and returns how long that took.
     pub fn settle(&mut self, within: Duration) -> Duration {
-        let began = self.now;
+        let began = self.net.now;
         while !self.agreed() {
-            assert!(self.now - began < within, "no agreement after {within:?}");
+            assert!(self.net.now - began < within, "no agreement after {within:?}");
             self.run_for(ms(10));
         }
-        self.now - began
+        self.net.now - began
     }
 
     pub fn count(&self, wanted: impl Fn(&Event) -> bool) -> usize {
@@ -282,14 +302,14 @@ impl Sim {
             Due::Wake(index) | Due::Arrive(index, _) | Due::Report(index, _) => *index,
         };
         let paused = self.nodes[index].paused;
-        if self.now < paused {
-            self.push(paused, due);
+        if self.net.now < paused {
+            self.net.at(paused, due);
             return;
         }
         match due {
             Due::Wake(_) => {
                 // A wake that a later one has replaced is not due any more.
-                if self.nodes[index].core.as_ref().is_some_and(|core| core.deadline() <= self.now) {
+                if self.nodes[index].core.as_ref().is_some_and(|core| core.deadline() <= self.net.now) {
                     self.nodes[index].wake = Time::MAX;
                     self.input(index, Input::Tick);
                 }
@@ -311,28 +331,12 @@ impl Sim {
 
     fn send(&mut self, from: usize, to: usize, packet: Packet) {
         self.messages += 1;
-        let copies = if self.rng.below(10_000) < self.faults.duplicate { 2 } else { 1 };
-        for _ in 0..copies {
-            if self.faults.cut.contains(&(from, to)) || self.rng.below(10_000) < self.faults.loss {
-                continue;
-            }
-            let (least, most) = self.faults.delay;
-            let spread = (most - least).as_micros() as usize;
-            let delay = least + Duration::from_micros(self.rng.below(spread + 1) as u64);
-            self.push(self.now + delay, Due::Arrive(to, packet.clone()));
-        }
+        self.net.send(from, to, Due::Arrive(to, packet));
     }
 
     fn weigh(&mut self, index: usize, gossip: &Gossip) {
         if self.weighing {
             self.nodes[index].bytes_sent += wire::envelope("c", gossip.clone()).encoded_len() as u64;
         }
-    }
-
-    fn push(&mut self, at: Time, due: Due) {
-        self.order += 1;
-        let slot = self.order as usize;
-        self.due.insert(slot, due);
-        self.queue.push(Reverse((at, self.order, slot)));
     }
 }

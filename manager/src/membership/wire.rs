@@ -73,10 +73,11 @@ pub fn check_address(field: &'static str, value: &str) -> Result<(), WireError> 
     if ok { Ok(()) } else { Err(WireError::Address { field, value: value.chars().take(80).collect() }) }
 }
 
-pub(super) fn envelope(cluster: &str, gossip: Gossip) -> pb::Envelope {
+pub(crate) fn envelope(cluster: &str, gossip: Gossip) -> pb::Envelope {
     pb::Envelope {
         cluster: cluster.to_owned(),
         from: gossip.from.into(),
+        to: gossip.to.map(String::from).unwrap_or_default(),
         incarnation: gossip.incarnation,
         rumours: gossip.rumours.into_iter().map(rumour).collect(),
         boot: gossip.boot.0.to_vec(),
@@ -102,7 +103,7 @@ fn rumour(rumour: Rumour) -> pb::Rumour {
 }
 
 /// Reads an envelope of our cluster. `certified`: whose certificate the connection has, where certificates are asked for.
-pub(super) fn gossip(
+pub(crate) fn gossip(
     cluster: &str,
     certified: Option<&NodeName>,
     envelope: Option<pb::Envelope>,
@@ -127,8 +128,10 @@ pub(super) fn gossip(
             rumours.push(entry);
         }
     }
+    let to = if envelope.to.is_empty() { None } else { Some(name("envelope.to", envelope.to)?) };
     Ok(Gossip {
         from,
+        to,
         address: envelope.address,
         boot: boot("envelope.boot", &envelope.boot)?,
         incarnation: incarnation(envelope.incarnation)?,
@@ -156,7 +159,7 @@ fn read_rumour(entry: pb::Rumour) -> Result<Option<Rumour>, WireError> {
     }))
 }
 
-pub(super) fn indirect(target: String, timeout_ms: u32) -> Result<Request, WireError> {
+pub(crate) fn indirect(target: String, timeout_ms: u32) -> Result<Request, WireError> {
     let timeout = Duration::from_millis(timeout_ms.into());
     Ok(Request::PingIndirect { target: name("target", target)?, timeout })
 }
@@ -190,6 +193,7 @@ mod tests {
         };
         Gossip {
             from: "a".repeat(48).parse().unwrap(),
+            to: Some("t".repeat(48).parse().unwrap()),
             address: "[fe80::1]:1".into(),
             boot: Boot([1; 16]),
             incarnation: 3,
@@ -217,6 +221,7 @@ mod tests {
         for (text, word) in [
             (refused(|w| w.cluster = "d".into()), "cluster \"c\", the caller of \"d\""),
             (refused(|w| w.from = "../x".into()), "envelope.from"),
+            (refused(|w| w.to = "../x".into()), "envelope.to"),
             (refused(|w| w.boot = vec![1]), "envelope.boot is 1 bytes"),
             (refused(|w| w.incarnation = u64::MAX), "incarnation 18446744073709551615"),
             (refused(|w| w.rumours = vec![w.rumours[0].clone(); 65]), "65 rumours"),
@@ -225,6 +230,9 @@ mod tests {
         ] {
             assert!(text.contains(word), "{text}");
         }
+        let mut introduction = good();
+        introduction.to.clear();
+        assert_eq!(gossip("c", None, Some(introduction)).unwrap().to, None);
         let mut later = good();
         later.rumours[0].liveness = 99;
         assert!(gossip("c", None, Some(later)).unwrap().rumours.is_empty(), "an unknown liveness is passed over");

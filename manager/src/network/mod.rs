@@ -22,6 +22,7 @@ mod error;
 mod filter;
 mod gate;
 mod hold;
+mod host_links;
 mod kept;
 mod kill;
 mod netlink;
@@ -53,6 +54,7 @@ use netlink_packet_route::{
 pub use self::{
     error::{Failures, NetworkError},
     gate::Gate,
+    host_links::HostLinks,
     kill::{TcpSocket, kill_tcp},
     probe::{Conflict, ConflictKind, PROBE_TIMEOUT, probe},
     survivors::{ConnectionFate, Fate, ImagesError, SurvivorLimits, SurvivorReport, Survivors},
@@ -66,7 +68,8 @@ use self::{
 use crate::spec::{ContainerName, Mac};
 
 const NETNS_PREFIX: &str = "ha-";
-const HOST_LINK_PREFIX: &str = "hv";
+/// Every host end of a container's link is named so, and nothing else is.
+pub const HOST_LINK_PREFIX: &str = "hv";
 const HOST_LINK_DIGITS: usize = 10;
 
 /// What a node's configuration says about the network.

@@ -5,17 +5,20 @@
 //! claimed while anything answers at the container's address: two copies of one container are worse than none. A copy that was
 //! not heard then is cleared away by its node's manager as soon as that reads the later epoch in the store.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
-use super::Node;
+use super::{
+    Node,
+    drive::{NotTaken, Word},
+};
 use crate::{
     api::ApiError,
     membership::PeerView,
     network,
-    ownership::{self, Owner},
+    ownership::Owner,
     recovery::{Begin, ProgressSender},
     snapshot::{self, SnapshotHealth},
     spec::{ContainerName, SnapshotId, StateKind},
@@ -64,7 +67,7 @@ impl Node {
     /// # Errors
     /// Before anything is claimed: something answers at its address, or there is no snapshot to go back to.
     pub async fn claim_absent(
-        &self,
+        self: &Arc<Self>,
         name: &ContainerName,
         from: &Owner,
         snapshot: Option<SnapshotId>,
@@ -85,9 +88,18 @@ impl Node {
         let identity = self.identity(&content).await.map_err(|error| unavailable(&error))?;
         progress.step(format!("claiming {name}, which {} owns under epoch {}", from.node, from.epoch));
         let claim = self.stopping.may_begin().await.map_err(ApiError::Unavailable)?;
-        let owner = self.win(name, from.epoch).await.map_err(ApiError::Refused)?;
-        // Whether it was at rest or not: its operator wants it begun.
-        ownership::take_base(&self.ctx.store, name, &owner).await.map_err(|error| unavailable(&error))?;
+        let Some(_one) = self.taking.begin(name) else {
+            return Err(ApiError::Unavailable(format!("{name} is just being taken over by this node; try again")));
+        };
+        let (owner, _) = self.take_from_silent(name, from, &Word::Operator(from.node.clone())).await.map_err(
+            |error| match error {
+                NotTaken::Held(_, _, text) => {
+                    ApiError::Refused(format!("{name} is not claimed: {text}. Nothing was changed"))
+                }
+                NotTaken::Lost(text) => ApiError::Refused(text),
+                NotTaken::Away(text) => ApiError::Unavailable(text),
+            },
+        )?;
         let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         let detail = json!({"epoch": owner.epoch, "previous": from.epoch, "ms": ms});
         let text = format!("its operator claimed it from node {} (epoch {})", from.node, owner.epoch);

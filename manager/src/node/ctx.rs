@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
-use super::{agent::AgentBinary, events::EventLog};
+use super::{agent::AgentBinary, events::EventLog, keeper::Keeper};
 use crate::{
     checkpoint::Dumper,
     config::NodeConfig,
@@ -24,6 +24,8 @@ pub struct Ctx {
     pub agent: AgentBinary,
     pub events: Arc<EventLog>,
     pub membership: Membership,
+    /// Until when containers may run here.
+    pub lease: Arc<Keeper>,
     /// Makes and takes the connections between nodes.
     pub security: Security,
     /// Of runtime, CRIU and kernel, for the manifests.

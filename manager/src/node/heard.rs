@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Node, life::Look};
+use super::Node;
 use crate::{
     network::{self, ConflictKind},
     spec::{ContainerName, NodeName},
@@ -40,8 +40,10 @@ struct Found {
 impl Node {
     /// Asks the containers of a suspected node, so that the answers are there when it is held for dead.
     pub(super) async fn ask_containers_of(self: &Arc<Self>, suspect: &NodeName) {
+        // It may suspect this one, too, and ask the store about it.
+        self.ctx.lease.renew_now();
         // Without the store nothing is taken over either.
-        let (Ok(owners), Ok(apps)) = tokio::join!(self.look(Look::Suspect(suspect)), apps::all(&self.ctx.store)) else {
+        let (Ok(owners), Ok(apps)) = tokio::join!(self.look(), apps::all(&self.ctx.store)) else {
             return;
         };
         for (name, app) in apps {

@@ -1,141 +1,105 @@
-//! Signs of life in the store: looking for those of nodes that are not heard, and giving this node's own.
+//! Looking through the store: who owns what, and whether those that are not heard write there.
 //!
-//! Nodes that hear each other write nothing for it. A node that does not hear another one writes a beat at once and goes on
-//! until it does: the other one, if it lives, is about to ask the store the same question (`signs`).
+//! Nodes that hear each other write nothing for it. One that is not answered renews its lease in the store (`keeper`), and the
+//! others see its beats.
 
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use serde_json::json;
-use tokio::sync::Notify;
 
-use super::{
-    Node,
-    signs::{Life, Sign, Signs, Traces},
-};
+use super::Node;
 use crate::{
     membership::Liveness,
-    ownership::{self, Owner},
+    ownership::{
+        self, Owner,
+        lease::Terms,
+        silence::{Life, Silence, Traces},
+    },
     spec::{ContainerName, NodeName},
     store::{
-        StoreError,
-        beats::{self, Heart},
+        NodeRecord, StoreError, beats, parked,
+        retired::{self, Retired},
     },
 };
-
-/// Between beats while a peer is suspected: several have to be seen before the suspicion runs out.
-const SUSPECT_BEAT: Duration = Duration::from_millis(250);
-/// Between beats while a peer is held for dead; several in [`super::signs::HUSH`].
-const DEAD_BEAT: Duration = Duration::from_secs(2);
 
 /// The newest owner of each container whose record can be read.
 pub(super) type Owners = BTreeMap<ContainerName, Owner>;
 
-/// What this node knows of the life of those it does not hear.
-#[derive(Debug, Default)]
+/// What this node knows of the life of the others.
+#[derive(Debug)]
 pub(super) struct Lives {
-    signs: Mutex<Signs>,
+    silence: Mutex<Silence>,
+    /// What this machine is called by in its record in the store.
+    machine: String,
+    /// It was retired, by the last look.
+    retired: AtomicBool,
     /// Looks follow one another: what a later one finds must not be taken for older.
     looking: tokio::sync::Mutex<()>,
-    /// Containers have owners that this node never heard of.
-    strangers: AtomicBool,
-    suspicion: Notify,
 }
 
 impl Lives {
-    fn signs(&self) -> MutexGuard<'_, Signs> {
-        self.signs.lock().unwrap_or_else(PoisonError::into_inner)
+    /// `machine`: the nonce of this machine's record.
+    pub fn new(terms: Terms, machine: String) -> Self {
+        let silence = Mutex::new(Silence::new(terms, Instant::now()));
+        Self { silence, machine, retired: AtomicBool::new(false), looking: tokio::sync::Mutex::default() }
     }
-}
 
-/// For whom a look is made.
-pub(super) enum Look<'a> {
-    Suspect(&'a NodeName),
-    Dead(&'a NodeName),
-    Regular,
+    /// This node was retired while its manager ran. Until that is started again it takes nothing over: the others do not count it.
+    pub fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::SeqCst)
+    }
+
+    fn silence(&self) -> MutexGuard<'_, Silence> {
+        self.silence.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Node {
-    /// Looks through the store: who owns what, and what those write that are not heard.
-    pub(super) async fn look(&self, why: Look<'_>) -> Result<Owners, StoreError> {
-        let lives = &self.lives;
-        if matches!(why, Look::Suspect(_)) {
-            lives.suspicion.notify_one();
-        }
-        let _one = lives.looking.lock().await;
-        match why {
-            Look::Suspect(node) => lives.signs().accuse(node),
-            Look::Dead(node) => lives.signs().watch(node),
-            Look::Regular => self.watch_unheard(),
-        }
-        let watched = !lives.signs().is_empty();
+    /// Looks through the store: who owns what, and, when somebody is not heard, what those write.
+    pub(super) async fn look(&self) -> Result<Owners, StoreError> {
+        let unheard = self.ctx.membership.peers().iter().any(|peer| peer.liveness != Liveness::Alive);
+        let lives = async { if unheard { self.look_for_life().await } else { Ok(()) } };
+        let (owners, ()) = tokio::try_join!(ownership::all(&self.ctx.store), lives)?;
+        Ok(owners.into_iter().filter_map(|(name, owner)| Some((name, owner.ok()?))).collect())
+    }
+
+    /// Looks for nodes that are gone for good, of which this one may be taken for one.
+    pub(super) async fn look_for_retired(&self) -> Result<Retired, StoreError> {
+        let retired = retired::all(&self.ctx.store).await?;
+        self.lives.retired.store(retired.has(self.name(), &self.lives.machine), Ordering::SeqCst);
+        Ok(retired)
+    }
+
+    /// Looks for beats and marks of parked nodes.
+    pub(super) async fn look_for_life(&self) -> Result<(), StoreError> {
+        let _one = self.lives.looking.lock().await;
         let store = &self.ctx.store;
-        let found = tokio::try_join!(ownership::all(store), async {
-            if watched { beats::all(store).await } else { Ok(BTreeMap::new()) }
-        });
-        let (owners, beats) = match found {
-            Ok(found) => found,
-            Err(error) => {
-                lives.signs().failed();
-                return Err(error);
+        match tokio::try_join!(beats::all(store), parked::all(store), self.look_for_retired()) {
+            Ok((beats, parked, _)) => {
+                self.lives.silence().looked(Instant::now(), Traces { beats, parked });
+                Ok(())
             }
-        };
-        let owners: Owners = owners.into_iter().filter_map(|(name, owner)| Some((name, owner.ok()?))).collect();
-        let mut traces = Traces::new();
-        for (node, numbers) in beats {
-            traces.entry(node).or_default().extend(numbers.into_iter().map(Sign::Beat));
+            Err(error) => {
+                self.lives.silence().failed();
+                Err(error)
+            }
         }
-        for (name, owner) in &owners {
-            traces.entry(owner.node.clone()).or_default().insert(Sign::Claim(name.clone(), owner.epoch));
-        }
-        lives.signs().looked(Instant::now(), &traces);
-        self.watch_strangers(&owners);
-        Ok(owners)
     }
 
-    /// Those that are heard again need not write; those whose death was missed are watched from now on.
-    fn watch_unheard(&self) {
-        let peers = self.ctx.membership.peers();
-        let mut signs = self.lives.signs();
-        signs.retain(|node| {
-            let known = peers.iter().find(|peer| peer.name == *node);
-            known.is_none_or(|peer| matches!(peer.liveness, Liveness::Suspect | Liveness::Dead))
-        });
-        peers.iter().filter(|peer| peer.liveness == Liveness::Dead).for_each(|peer| signs.watch(&peer.name));
-    }
-
-    fn watch_strangers(&self, owners: &Owners) {
-        let peers = self.ctx.membership.peers();
-        let known = |node: &NodeName| node == self.name() || peers.iter().any(|peer| peer.name == *node);
-        let mut signs = self.lives.signs();
-        let strangers = owners.values().filter(|owner| !owner.released && !known(&owner.node));
-        let found = strangers.map(|owner| signs.watch(&owner.node)).count() > 0;
-        self.lives.strangers.store(found, Ordering::Relaxed);
-    }
-
-    /// Why nothing is taken over from a node that is not heard, if so; reported once.
-    pub(super) fn held_by_life(&self, name: &ContainerName, owner: &NodeName) -> bool {
-        let (why, text) = match self.lives.signs().life(owner) {
-            None => return false,
-            Some(Life::Writes) => (
-                "writes",
-                format!(
-                    "{owner} is not heard here, but still writes to the store: it lives, and the way between is cut"
-                ),
-            ),
-            Some(Life::Unknown) => (
-                "unknown",
-                format!("{owner} is not heard, and the store was away: whether it still writes there is not known yet"),
-            ),
-        };
-        self.hold(name, owner, why, &text);
-        true
+    /// Why `node` may still run what it owned, by the last look and by this node's own answers; `None`: it does not.
+    /// `record`: its own in the store, with the times it goes by.
+    pub(super) fn life(&self, node: &NodeName, record: Option<&NodeRecord>) -> Option<Life> {
+        let own = Terms::from(&self.ctx.config.lease);
+        let terms = record.and_then(|record| record.lease_ms).map_or(own, |theirs| own.at_least(theirs));
+        let contact = self.ctx.membership.last_contact(node);
+        self.lives.silence().life_under(terms, node, contact, Instant::now())
     }
 
     /// Says, once for each reason, why a container is not taken over.
@@ -163,21 +127,6 @@ impl Node {
     fn holds(&self) -> MutexGuard<'_, BTreeMap<ContainerName, Hold>> {
         self.holds.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    /// How long until the next beat; `None`: everybody is heard, or this node is no use to anybody.
-    fn beat_in(&self) -> Option<Duration> {
-        let peers = self.ctx.membership.peers();
-        let is = |liveness| peers.iter().any(|peer| peer.liveness == liveness);
-        let pause = if is(Liveness::Suspect) {
-            SUSPECT_BEAT
-        } else if self.alone() || is(Liveness::Dead) || self.lives.strangers.load(Ordering::Relaxed) {
-            DEAD_BEAT
-        } else {
-            return None;
-        };
-        // It lives, but nobody reaches its containers: others shall take them over.
-        self.uplink.cut_off(Instant::now()).is_none().then_some(pause)
-    }
 }
 
 /// A container that is not taken over.
@@ -188,19 +137,23 @@ pub(super) struct Hold {
     text: String,
 }
 
-/// Gives this node's signs of life, as long as they are needed.
-pub(super) async fn keep_beating(node: Arc<Node>) {
-    let mut heart = Heart::new(node.ctx.store.clone(), node.name().clone());
-    loop {
-        let pause = node.beat_in();
-        let done = if pause.is_some() { heart.beat().await } else { heart.rest().await };
-        if let Err(error) = done {
-            // `store.away` says it for the whole node.
-            tracing::debug!(error = crate::chain(&error), "no sign of life could be written");
-        }
-        tokio::select! {
-            () = tokio::time::sleep(pause.unwrap_or(DEAD_BEAT)) => {}
-            () = node.lives.suspicion.notified() => {}
+/// Why a node is not taken for gone, for people.
+pub(super) fn sentence(node: &NodeName, life: Life) -> (&'static str, String) {
+    match life {
+        Life::Writes { .. } => (
+            "writes",
+            format!("{node} is not heard here, but it writes to the store: it lives, and the way between is cut"),
+        ),
+        Life::Answered { .. } => ("answered", format!("{node} was heard here a moment ago")),
+        Life::Parked => (
+            "parked",
+            format!(
+                "the manager of {node} was stopped and its containers go on there; start it again, or power {node} off and \
+                 use `ha-manager restore NAME --force` here"
+            ),
+        ),
+        Life::Unknown => {
+            ("unknown", format!("{node} is not heard, and the store does not say whether it still writes there"))
         }
     }
 }

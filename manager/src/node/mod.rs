@@ -11,16 +11,21 @@ mod agent;
 mod apply;
 mod claim;
 mod ctx;
+mod drive;
 mod events;
+mod fencing;
 mod heard;
 mod identity;
 mod joined;
+mod keeper;
 mod life;
 mod lock;
-mod signs;
+mod renewal;
+mod retiring;
 mod startup;
 mod stopping;
 mod takeover;
+mod taking;
 mod trust;
 mod unused;
 mod uplink;
@@ -39,6 +44,7 @@ pub use agent::AgentBinary;
 use chrono::Utc;
 pub use ctx::Ctx;
 pub use events::EventLog;
+pub use keeper::Keeper;
 pub use startup::run;
 use tokio::sync::oneshot;
 
@@ -49,7 +55,10 @@ use crate::{
     recovery::{self, ActorHandle, Begin, Command, ContainerView, Order, ProgressSender},
     snapshot::NetworkIdentity,
     spec::{ContainerName, NodeName},
-    store::apps::{self, App, AppContent},
+    store::{
+        apps::{self, App, AppContent},
+        beats::Heart,
+    },
     tls::Caller,
 };
 pub use claim::{Absence, Whereabouts, advice as claim_advice};
@@ -64,6 +73,10 @@ pub struct Node {
     uplink: uplink::Uplink,
     heard: heard::Heard,
     lives: life::Lives,
+    /// This node's beats in the store.
+    heart: tokio::sync::Mutex<Heart>,
+    taking: taking::Taking,
+    fencing: fencing::Fencing,
     holds: Mutex<BTreeMap<ContainerName, life::Hold>>,
     stopping: stopping::Stopping,
 }
@@ -136,6 +149,8 @@ impl Node {
     pub fn problems(&self) -> Vec<String> {
         let mut problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner).clone();
         problems.extend(self.ctx.security.trouble(Utc::now().timestamp()));
+        problems.extend(self.ctx.lease.problem());
+        problems.extend(self.lives.is_retired().then(|| retiring::RETIRED.to_owned()));
         if self.alone() {
             problems.push(format!(
                 "nobody in `peers` ({}) has been heard since this manager was started: nobody would take over; look at the \

@@ -14,22 +14,37 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
-    AgentBinary, Ctx, EventLog, Node, heard::Heard, joined, life::Lives, lock::StateLock, stopping::Stopping, trust,
-    uplink::Uplink, watch,
+    AgentBinary, Ctx, EventLog, Node,
+    fencing::Fencing,
+    heard::Heard,
+    joined,
+    keeper::{self, Keeper},
+    life::Lives,
+    lock::StateLock,
+    retiring,
+    stopping::Stopping,
+    taking::Taking,
+    trust,
+    uplink::Uplink,
+    watch,
 };
 use crate::{
     api,
     checkpoint::{Dumper, Swrk},
     config::NodeConfig,
-    membership::{self, Boot, Membership},
+    fence::{self, Guard},
+    membership::{self, Acquaintances, Boot, Contacts, Me, Membership, OnKnown},
     network::{Network, NetworkConfig},
-    recovery::{Command, Phase},
+    ownership::lease::Terms,
+    recovery::{Command, Phase, Place},
     runtime::Runc,
     snapshot::Versions,
     spec::ContainerName,
-    store::{NodeRecord, Store, addresses},
-    tls::Security,
+    store::{NodeRecord, Store, addresses, beats::Heart, parked},
 };
+
+/// Peers probed in each round.
+const PROBES: usize = 8;
 
 /// A start or restore that an earlier manager began may go on for so long.
 const ORPHAN_PATIENCE: std::time::Duration = std::time::Duration::from_secs(15);
@@ -49,6 +64,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     }
     fs::set_permissions(&config.state_dir, fs::Permissions::from_mode(0o700))?;
     let _lock = StateLock::acquire(&config.state_dir)?;
+    let mut acquaintances = Acquaintances::open(config.state_dir.join("peers.json"), gossip(&config).max_contacts())?;
     // Before the store: the bridge takes over the uplink's address, or has the only one there is after a boot, and the
     // store may be reached by it; so may this node's own listening address.
     let network = Network::new(network_config(&config))?;
@@ -61,9 +77,12 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
 
     let boot = Boot::random();
     let advertise = advertise(&config)?;
-    claim_name(&store, &config, &boot, &advertise).await?;
+    let machine = machine_nonce(&config.state_dir)?;
+    claim_name(&store, &config, &boot, &advertise, &machine).await?;
+    retiring::come_back(&store, &config.node, &machine, &mut acquaintances).await?;
+    let others = store.node_records().await?.into_iter().map(|record| record.node).filter(|node| *node != config.node);
+    acquaintances.begin_with(others)?;
     let events = Arc::new(EventLog::open(&config.state_dir, config.node.clone()).context("cannot open the event log")?);
-    let membership = start_membership(&config, advertise.clone(), boot, security.clone())?;
     let runtime = Runc::new(&config.runtime, &config.runtime_root, &config.criu);
     runtime.settle_orphans(ORPHAN_PATIENCE);
     let dumper = Dumper::new(&config.criu);
@@ -71,6 +90,13 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     if let Err(error) = dumper.cpuinfo(config.checkpoint.timeout) {
         tracing::warn!(error = crate::chain(&error), "this node's CPU cannot be described: it can take no checkpoints");
     }
+    // From here on peers are answered for: nothing below may take long.
+    let lease = Arc::new(lease(&config, &store, acquaintances.contacts()).await?);
+    let keeper = Arc::clone(&lease);
+    let on_known: OnKnown = Arc::new(move |node, now| keeper.know(node, now));
+    let me = Me { name: config.node.clone(), address: advertise.clone(), boot };
+    let (seeds, tls) = (config.peers.clone(), security.clone());
+    let membership = Membership::start(gossip(&config), me, seeds, tls, acquaintances, on_known)?;
     let detail = json!({"version": env!("CARGO_PKG_VERSION"), "address": advertise, "criu": versions.criu});
     events.emit(None, "node.started", "the manager is running", detail);
     let ctx = Arc::new(Ctx {
@@ -82,14 +108,20 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         agent,
         events,
         membership,
+        lease,
         security,
         versions,
         mounting: Default::default(),
     });
     let uplink = Uplink::new(ctx.config.network.uplink.as_deref());
     let (actors, problems, holds) = (Mutex::default(), Mutex::default(), Mutex::default());
-    let (heard, lives, stopping, looks) = (Heard::default(), Lives::default(), Stopping::default(), AtomicU64::new(0));
-    let node = Arc::new(Node { ctx, actors, problems, looks, uplink, heard, lives, holds, stopping });
+    let (heard, stopping, looks) = (Heard::default(), Stopping::default(), AtomicU64::new(0));
+    let lives = Lives::new(Terms::from(&ctx.config.lease), machine);
+    let heart = tokio::sync::Mutex::new(Heart::new(ctx.store.clone(), ctx.config.node.clone()));
+    let (taking, fencing) = (Taking::default(), Fencing::default());
+    let node =
+        Arc::new(Node { ctx, actors, problems, looks, uplink, heard, lives, heart, taking, fencing, holds, stopping });
+    let keeping = tokio::spawn(keeper::keep(Arc::clone(&node)));
 
     // Before peers and operators are answered: what they want of a container must not meet its leftovers being judged.
     node.adopt().await;
@@ -108,7 +140,9 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     node.begin_to_stop().await;
     watching.stop();
     let down = node.let_go().await;
-    if down.is_empty() {
+    let parked = node.park().await;
+    keeping.abort();
+    if down.is_empty() && parked {
         // Peers hold this node for left. Its containers run on, so nobody takes them for lost on that account.
         node.ctx.membership.leave().await;
     } else {
@@ -118,6 +152,14 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     node.ctx.events.emit(None, "node.stopped", "the manager has stopped; its containers go on", json!({"down": down}));
     servers.stop().await;
     Ok(())
+}
+
+async fn lease(config: &NodeConfig, store: &Store, contacts: &Contacts) -> anyhow::Result<Keeper> {
+    let setting = fence::Setting { device: config.watchdog_device.clone(), ..fence::Setting::new(&config.run_dir) };
+    let guard = Guard::start(setting).await.context("the watchdog of this node cannot be had")?;
+    let marks = parked::marks(store, &config.node).await;
+    let marks = marks.context("cannot read from the store whether this node is parked")?;
+    Ok(Keeper::new(Terms::from(&config.lease), contacts.known.clone(), guard, marks))
 }
 
 async fn open_store(config: &NodeConfig) -> anyhow::Result<Store> {
@@ -131,15 +173,6 @@ async fn open_store(config: &NodeConfig) -> anyhow::Result<Store> {
     Ok(store)
 }
 
-fn start_membership(
-    config: &NodeConfig,
-    advertise: String,
-    boot: Boot,
-    security: Security,
-) -> Result<Membership, membership::StartError> {
-    Membership::start(gossip(config), config.node.clone(), advertise, config.peers.clone(), boot, security)
-}
-
 fn gossip(config: &NodeConfig) -> membership::Config {
     let times = &config.membership;
     let default = membership::Config::new(config.cluster.clone());
@@ -147,6 +180,8 @@ fn gossip(config: &NodeConfig) -> membership::Config {
         probe_interval: times.probe_interval,
         probe_timeout: times.probe_timeout,
         suspicion: times.suspicion,
+        // Everybody in each round, up to so many: leases hang on answers that are fresh.
+        probes_per_interval: PROBES,
         indirect_probes: times.indirect_probes as usize,
         // The dead are not to be probed more often than the living.
         revive_interval: default.revive_interval.max(times.probe_interval),
@@ -204,21 +239,31 @@ fn advertise(config: &NodeConfig) -> anyhow::Result<String> {
 }
 
 /// One running node per name.
-async fn claim_name(store: &Store, config: &NodeConfig, boot: &Boot, address: &str) -> anyhow::Result<()> {
+async fn claim_name(
+    store: &Store,
+    config: &NodeConfig,
+    boot: &Boot,
+    address: &str,
+    machine: &str,
+) -> anyhow::Result<()> {
+    let others = store.node_records().await?;
+    let terms = Terms::from(&config.lease);
+    let before = others.iter().find(|record| record.node == config.node).and_then(|record| record.own_lease_ms);
     let wanted = NodeRecord {
         node: config.node.clone(),
-        nonce: machine_nonce(&config.state_dir)?,
+        nonce: machine.to_owned(),
         address: address.to_owned(),
         bridge: config.network.address.map(|cidr| cidr.addr),
+        own_lease_ms: Some(terms.in_ms()),
+        lease_ms: Some(before.map_or(terms, |before| terms.at_least(before)).in_ms()),
         at: Utc::now(),
     };
     // Before it is registered: a record of this would keep the other node out.
-    let others = store.node_records().await?;
     let same = |other: &&NodeRecord| other.node != wanted.node && other.bridge == wanted.bridge;
     if let Some(other) = others.iter().filter(|_| wanted.bridge.is_some()).find(same) {
         bail!(
-            "`[network] address` is also that of node {0} (at {1}): each node needs its own; or, if {0} is gone for good, delete \
-             nodes/{0} from the store",
+            "`[network] address` is also that of node {0} (at {1}): each node needs its own; or, if {0} is gone for good, \
+             `ha-manager retire {0}` on another node",
             other.node,
             other.address
         );
@@ -238,7 +283,7 @@ async fn claim_name(store: &Store, config: &NodeConfig, boot: &Boot, address: &s
     if there.nonce != wanted.nonce {
         bail!(
             "the node name {} is taken by the node at {} (since {}): give this node another `node` name, or, if that node is \
-             gone for good, delete nodes/{} from the store",
+             gone for good, `ha-manager retire {}` on another node",
             config.node,
             there.address,
             there.at,
@@ -263,6 +308,46 @@ fn machine_nonce(state_dir: &Path) -> anyhow::Result<String> {
 }
 
 impl Node {
+    /// Marks the containers that go on running as nobody's to take, since no manager renews this node's lease from now on. False
+    /// when they are left to the watchdog: it freezes them, or has, and they are taken over.
+    async fn park(self: &Arc<Self>) -> bool {
+        let left: Vec<ContainerName> = Place::names(&self.ctx.config)
+            .into_iter()
+            .filter(|name| self.ctx.runtime.is_inhabited(&Place::new(&self.ctx.config, name).bundle()))
+            .collect();
+        if left.is_empty() {
+            return true;
+        }
+        let cause = if self.ctx.lease.may_run() {
+            match parked::park(&self.ctx.store, self.name()).await {
+                // Whoever claimed before may not have seen the mark.
+                Ok(mark) => match self.are_newest(&left).await {
+                    Ok(true) => {
+                        self.ctx.lease.park().await;
+                        return true;
+                    }
+                    outcome => {
+                        // Nobody would take over what the watchdog freezes.
+                        let kept = parked::unpark(&self.ctx.store, &[mark]).await.err();
+                        let cause = outcome.err().map(|error| crate::chain(&error));
+                        let cause =
+                            cause.unwrap_or_else(|| "another node has claimed a container that runs here".into());
+                        cause
+                            + &kept
+                                .map(|error| format!("; and the mark stays: {}", crate::chain(&error)))
+                                .unwrap_or_default()
+                    }
+                },
+                Err(error) => crate::chain(&error),
+            }
+        } else {
+            "this node's lease is over".into()
+        };
+        let text = "this node is not parked: its containers are frozen when its lease ends, and may then be taken over";
+        self.events().emit(None, "node.not-parked", text, json!({"cause": cause}));
+        false
+    }
+
     /// Lets go of all containers and leaves them running. Returns those that are down and that no peer has taken over.
     async fn let_go(&self) -> Vec<ContainerName> {
         const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);
@@ -289,6 +374,19 @@ impl Node {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_documented_detection_times_are_the_bounds() {
+        let documentation = include_str!("../../../docs/configuration.md");
+        for pace in ["fast", "lan", "wan"] {
+            let text = format!("node = \"a\"\nstore = \"file:///s\"\npace = \"{pace}\"\n[tls]\n");
+            let config = NodeConfig::parse(&text, "node.toml", "/opt/ha-agent".into()).unwrap();
+            gossip(&config).check().unwrap();
+            let [two, three] = [2, 3].map(|nodes| humantime::format_duration(gossip(&config).detection_bound(nodes)));
+            let row = documentation.lines().find(|line| line.starts_with(&format!("| `\"{pace}\"` |"))).unwrap();
+            assert!(row.ends_with(&format!(" | {two} | {three} |")), "{row}: {two}, {three}");
+        }
+    }
 
     #[test]
     fn every_pace_that_the_configuration_allows_is_taken() {

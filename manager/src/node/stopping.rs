@@ -32,6 +32,10 @@ impl Stopping {
         Ok(claim)
     }
 
+    pub(super) fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::SeqCst)
+    }
+
     /// From when this returns, what was claimed has an actor, and nothing more is claimed.
     async fn begin(&self) {
         self.begun.store(true, Ordering::SeqCst);

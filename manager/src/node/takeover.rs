@@ -1,7 +1,6 @@
 //! Becoming the owner: of what a dead node ran, of what this node ran before it was restarted, of what is handed over.
 
 use std::{
-    fs,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -11,24 +10,37 @@ use tokio::sync::oneshot;
 
 use super::{
     Node,
-    life::{Look, Owners},
+    drive::{NotTaken, Word},
+    life::Owners,
 };
 use crate::{
     membership::Liveness,
-    ownership::{self, Claim, Claimant, Owner, Rest},
+    ownership::{self, Claim, Claimant, Owner, OwnershipError, Rest, Standing},
     policy::{self, Candidate, Scope},
     recovery::{Begin, LocalPhase, LocalRecord, Place, clear_leftovers, forget},
     spec::{ContainerName, Epoch, NodeName, RecoveryStep, SnapshotId},
     store::apps::{self, App},
 };
 
+/// Between attempts to go on with a copy that could not be judged.
+const ADOPT_AGAIN: Duration = Duration::from_millis(500);
+/// Why a copy is not gone on with yet.
+const FROZEN: &str = "it is frozen until this node has renewed its lease in the store";
+
 /// Each node further down the order waits this much longer before it tries.
 const STAGGER: Duration = Duration::from_millis(700);
+
+/// Whether other nodes' leases may be waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Patience {
+    None,
+    Some,
+}
 
 impl Node {
     /// Takes over what a node ran that is held for dead, as far as it is this node's turn.
     pub(super) async fn peer_died(self: &Arc<Self>, dead: &NodeName) {
-        let owners = match self.look(Look::Dead(dead)).await {
+        let owners = match self.look().await {
             Ok(owners) => owners,
             Err(error) => {
                 // The regular look at the store comes back to it.
@@ -36,6 +48,7 @@ impl Node {
                 return;
             }
         };
+        self.ctx.lease.renew_now();
         let theirs = owners.iter().filter(|(_, owner)| owner.node == *dead && !owner.released);
         let tries = theirs.map(|(name, owner)| self.consider(name, owner, &owners));
         futures_util::future::join_all(tries).await;
@@ -43,6 +56,8 @@ impl Node {
 
     /// Takes a dead node's container over if its policy wants that and no better node does it first.
     pub(super) async fn consider(self: &Arc<Self>, name: &ContainerName, owner: &Owner, owners: &Owners) {
+        // Another look came before and is at it.
+        let Some(_one) = self.taking.begin(name) else { return };
         let began = Instant::now();
         let app = match apps::newest(&self.ctx.store, name).await {
             Ok(Some(app)) => app,
@@ -76,34 +91,52 @@ impl Node {
                 // It was heard again in the meantime.
                 return;
             }
-            if let Err(error) = self.look(Look::Regular).await {
-                tracing::warn!(container = %name, error = crate::chain(&error), "not taken over yet");
-                return;
-            }
         }
         // Asked after the wait too: a loss of the carrier is what peers are held for dead on.
         if let Some(why) = self.uplink.cut_off(Instant::now()) {
             tracing::info!(container = %name, why, "not taken over");
             return;
         }
-        if self.held_by_life(name, &owner.node) || self.still_runs(name, content, &owner.node).await {
+        // What is frozen here cannot begin anything; and a copy that an earlier manager left is gone on with, not begun anew.
+        if !self.ctx.lease.may_run() || self.is_inhabited(name) {
+            return;
+        }
+        let word = match self.fit_to_take(&owner.node).await {
+            Ok(word) => word,
+            Err((why, text)) => return self.hold(name, &owner.node, why, &text),
+        };
+        if !matches!(word, Word::Fenced(_)) && self.still_runs(name, content, &owner.node).await {
             return;
         }
         let why = format!("node {} is dead", owner.node);
-        self.take(name, app, owner.epoch, began, why).await;
+        self.take(name, app, owner, word, began, why).await;
     }
 
-    async fn take(self: &Arc<Self>, name: &ContainerName, app: App, epoch: Epoch, began: Instant, why: String) {
+    async fn take(
+        self: &Arc<Self>,
+        name: &ContainerName,
+        app: App,
+        newest: &Owner,
+        word: Word,
+        began: Instant,
+        why: String,
+    ) {
         let Ok(_claim) = self.stopping.may_begin().await else { return };
-        let (owner, rest) = match self.take_after(name, epoch).await {
+        let (owner, rest) = match self.take_from_silent(name, newest, &word).await {
             Ok(taken) => taken,
-            Err(text) => {
-                self.events().emit(Some(name), "ownership.lost", &text, json!({"epoch": epoch.next()}));
+            Err(NotTaken::Held(holder, why, text)) => return self.hold(name, &holder, why, &text),
+            Err(NotTaken::Lost(text)) => {
+                let epoch = newest.epoch.next();
+                self.events().emit(Some(name), "ownership.lost", &text, json!({"epoch": epoch}));
+                return;
+            }
+            Err(NotTaken::Away(text)) => {
+                tracing::warn!(container = %name, error = text, "not taken over yet");
                 return;
             }
         };
         let ms = ms(began);
-        let detail = json!({"epoch": owner.epoch, "previous": epoch, "ms": ms});
+        let detail = json!({"epoch": owner.epoch, "previous": newest.epoch, "ms": ms});
         self.events().emit(
             Some(name),
             "ownership.claimed",
@@ -126,7 +159,22 @@ impl Node {
         self.start(app, content, owner, identity, begin);
     }
 
-    /// Becomes the owner after `epoch`, of a container that may be at rest. The error says who won instead.
+    /// Claims back what another living node has claimed and not begun, and this one may go on with.
+    pub(super) async fn reclaim(self: &Arc<Self>, name: &ContainerName, owner: &Owner) -> Result<bool, OwnershipError> {
+        match ownership::standing(&self.ctx.store, name).await? {
+            Some(there) if there.newest == *owner && self.is_undecided(&there) => {
+                if let Err(error) = self.take_back_unmanned(name, owner).await {
+                    tracing::warn!(container = %name, error, "not claimed back");
+                }
+                Ok(false)
+            }
+            // Decided for good: an epoch that was begun stays begun.
+            Some(there) => Ok(there.newest == *owner && there.holder.as_ref() == Some(&owner.node)),
+            None => Ok(false),
+        }
+    }
+
+    /// Becomes the owner after `epoch`, by the word of its owner, whose copy is gone. The error says who won instead.
     async fn take_after(&self, name: &ContainerName, epoch: Epoch) -> Result<(Owner, Option<Rest>), String> {
         let owner = self.win(name, epoch).await?;
         let taken = ownership::take_over(&self.ctx.store, name, &owner).await.map_err(|error| crate::chain(&error))?;
@@ -134,7 +182,7 @@ impl Node {
     }
 
     /// Claims the epoch after `epoch`. The error says who won instead.
-    pub(super) async fn win(&self, name: &ContainerName, epoch: Epoch) -> Result<Owner, String> {
+    async fn win(&self, name: &ContainerName, epoch: Epoch) -> Result<Owner, String> {
         let claimant = Claimant::new(self.name().clone());
         let store = &self.ctx.store;
         // The same claimant again after a lost answer: a claim that stands is recognised.
@@ -161,10 +209,20 @@ impl Node {
             None
         });
         let identity = self.identity(&content).await.map_err(|error| text(&error))?;
-        let record = record.filter(|record| record.owner == owner);
-        let left = record.as_ref().is_some_and(|record| record.phase != LocalPhase::Launching);
         let (store, name) = (&self.ctx.store, &content.spec.name);
-        let rest = if left {
+        if !self.ctx.lease.may_run() && self.is_inhabited(name) {
+            return Err(FROZEN.into());
+        }
+        let there = ownership::standing(store, name).await.map_err(|error| text(&error))?;
+        let record = record.and_then(|record| self.record_under(&owner, there.as_ref(), record));
+        let left = record.as_ref().is_some_and(|record| record.phase != LocalPhase::Launching);
+        let mut owner = owner;
+        let others = there.and_then(|there| there.holder).filter(|holder| holder != self.name());
+        let rest = if others.is_some() {
+            let (taken, rest) = self.take_from_silent(name, &owner, &Word::Own).await.map_err(NotTaken::text)?;
+            owner = taken;
+            rest
+        } else if left {
             // Begun or at rest under this epoch: nothing is to be settled, and a damaged old base does not matter.
             ownership::at_rest(store, name, owner.epoch).await.map_err(|error| text(&error))?
         } else {
@@ -183,10 +241,25 @@ impl Node {
         Ok(())
     }
 
+    /// The record of a copy that may go on under `owner`. Its manager may have ended between claiming an epoch and writing it down.
+    fn record_under(&self, owner: &Owner, there: Option<&Standing>, record: LocalRecord) -> Option<LocalRecord> {
+        if record.owner == *owner {
+            return Some(record);
+        }
+        let goes_on = record.owner.node == *self.name()
+            && there.is_some_and(|there| there.newest == *owner && there.may_go_on(self.name(), record.owner.epoch));
+        goes_on.then(|| LocalRecord { owner: owner.clone(), next_seq: 1, ..record })
+    }
+
+    fn is_inhabited(&self, name: &ContainerName) -> bool {
+        self.ctx.runtime.is_inhabited(&Place::new(&self.ctx.config, name).bundle())
+    }
+
     /// A container its owner hands over (planned move, or a failover of a container that failed there).
     pub async fn take_handed(
         self: &Arc<Self>,
         name: &ContainerName,
+        from: &NodeName,
         epoch: Epoch,
         snapshot: Option<SnapshotId>,
     ) -> Result<Epoch, String> {
@@ -197,6 +270,16 @@ impl Node {
             return Err(format!("{name} is still being cleared away here; try again"));
         }
         let identity = self.identity(&content).await.map_err(|error| crate::chain(&error))?;
+        if !self.ctx.lease.may_run() {
+            return Err("this node's lease is over: it begins nothing".into());
+        }
+        // Nobody's leases are waited for, by the word of the one who may run it.
+        let there = ownership::standing(&self.ctx.store, name).await.map_err(|error| crate::chain(&error))?;
+        if let Some(holder) =
+            there.and_then(|there| there.holder).filter(|holder| holder != from && holder != self.name())
+        {
+            return Err(format!("{holder} may still run it, and {from} hands it over"));
+        }
         let claim = self.stopping.may_begin().await?;
         let (owner, rest) = self.take_after(name, epoch).await?;
         if let Some(rest) = rest {
@@ -217,14 +300,15 @@ impl Node {
     /// Looks through what is left on this node from before the manager was started: goes on with what this node still owns,
     /// clears away what it does not.
     pub(super) async fn adopt(self: &Arc<Self>) {
-        let all = Place::all(&self.ctx.config);
-        let names = fs::read_dir(&all).into_iter().flatten().flatten();
-        let names: Vec<ContainerName> = names.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+        let names = Place::names(&self.ctx.config);
         let known = names.clone();
         // What could not be judged, for the store did not answer, may be running: it stays until it is.
         let mut keep = Vec::new();
         for name in names {
-            if let Err(text) = self.adopt_one(&name).await {
+            if let Err(text) = self.adopt_one(&name, Patience::None).await {
+                if text == FROZEN && self.renew_lease().await && self.adopt_one(&name, Patience::None).await.is_ok() {
+                    continue;
+                }
                 self.events().emit(Some(&name), "adopt.failed", &text, json!({}));
                 keep.push(name.clone());
                 tokio::spawn(Arc::clone(self).adopt_later(name));
@@ -241,15 +325,16 @@ impl Node {
 
     async fn adopt_later(self: Arc<Self>, name: ContainerName) {
         loop {
-            tokio::time::sleep(Duration::from_secs(2)).await;
+            tokio::time::sleep(ADOPT_AGAIN).await;
             // By now it may have been begun again in another way.
-            if self.has(&name) || self.adopt_one(&name).await.is_ok() {
+            if self.has(&name) || self.adopt_one(&name, Patience::Some).await.is_ok() {
                 return;
             }
         }
     }
 
-    async fn adopt_one(self: &Arc<Self>, name: &ContainerName) -> Result<(), String> {
+    async fn adopt_one(self: &Arc<Self>, name: &ContainerName, patience: Patience) -> Result<(), String> {
+        let Some(_one) = self.taking.begin(name) else { return Err(format!("{name} is being worked on already")) };
         let text = |error: &(dyn std::error::Error + 'static)| crate::chain(error);
         let store = &self.ctx.store;
         let owner = ownership::current(store, name).await.map_err(|error| text(&error))?;
@@ -261,7 +346,15 @@ impl Node {
                  `ha-manager rm {name}` removes the copy"
             ));
         }
-        let mine = owner.filter(|owner| owner.node == *self.name() && !owner.released);
+        let mut mine = owner.filter(|owner| owner.node == *self.name() && !owner.released);
+        let there = ownership::standing(store, name).await.map_err(|error| text(&error))?;
+        if let Some(there) = there.as_ref().filter(|there| self.is_undecided(there)) {
+            mine = Some(self.take_back_unmanned(name, &there.newest).await?);
+        } else if patience == Patience::None
+            && there.and_then(|there| there.holder).is_some_and(|holder| mine.is_some() && holder != *self.name())
+        {
+            return Err("another node's copy has to be silent first".into());
+        }
         if let (Some(owner), Some(App { generation, content: None, .. })) = (&mine, &app) {
             // The removal had come as far as its description when it was broken off.
             forget(&self.ctx, name, *generation, Some(owner)).await.map_err(|error| error.to_string())?;

@@ -35,17 +35,23 @@ impl Uplink {
         Self { dir, seen: Mutex::new(Seen { changes, unsettled_until: None }) }
     }
 
+    /// Whether the uplink carries anything now; true where none is configured.
+    pub fn has_carrier(&self) -> bool {
+        let Some(dir) = &self.dir else { return true };
+        match fs::read_to_string(dir.join("carrier")) {
+            Ok(carrier) => carrier.trim() != "0",
+            // Switched off: the kernel then refuses the question.
+            Err(error) if error.raw_os_error() == Some(nix::libc::EINVAL) => false,
+            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        }
+    }
+
     /// Why this node must not take anything over just now; `None` when it may. To be asked regularly.
     pub fn cut_off(&self, now: Instant) -> Option<String> {
         let dir = self.dir.as_ref()?;
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let changes = changes(dir);
-        let carrier = match fs::read_to_string(dir.join("carrier")) {
-            Ok(carrier) => carrier.trim() != "0",
-            // Switched off: the kernel then refuses the question.
-            Err(error) if error.raw_os_error() == Some(nix::libc::EINVAL) => false,
-            Err(error) => error.kind() != io::ErrorKind::NotFound,
-        };
+        let carrier = self.has_carrier();
         if !carrier || changes != seen.changes {
             (seen.changes, seen.unsettled_until) = (changes, Some(now + SETTLE));
         }

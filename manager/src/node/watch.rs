@@ -9,18 +9,11 @@ use std::{
 use serde_json::json;
 use tokio::{sync::broadcast, task::JoinHandle};
 
-use super::{
-    Node,
-    life::{Look, keep_beating},
-    trust,
-    unused::Unused,
-};
+use super::{Node, trust, unused::Unused};
 use crate::{
     image,
     membership::{Event, Liveness},
-    ownership::Owner,
-    recovery::Command,
-    spec::{ContainerName, ImageRecord, NodeName},
+    spec::{ContainerName, Epoch, ImageRecord, NodeName},
     store::{
         StoreError,
         apps::{self, App},
@@ -43,6 +36,8 @@ struct Seen {
     started: Instant,
     prefetch: Prefetch,
     idle: HashMap<ContainerName, u32>,
+    /// Epochs of other nodes that are known to have been begun.
+    decided: HashMap<ContainerName, Epoch>,
     unused: Unused,
 }
 
@@ -62,10 +57,9 @@ pub fn start(node: Arc<Node>) -> Watching {
     // Subscribed here, not in the task: what happens in between must not be missed.
     let events = node.ctx.membership.subscribe();
     let peers = tokio::spawn(follow_peers(Arc::clone(&node), events));
-    let beats = tokio::spawn(keep_beating(Arc::clone(&node)));
     let reminder = tokio::spawn(trust::remind(node.ctx.security.clone()));
     let store = tokio::spawn(follow_store(node));
-    Watching { tasks: vec![peers, beats, reminder, store] }
+    Watching { tasks: vec![peers, reminder, store] }
 }
 
 async fn follow_peers(node: Arc<Node>, mut events: broadcast::Receiver<Event>) {
@@ -115,7 +109,13 @@ fn report(node: &Node, event: &Event) {
 async fn follow_store(node: Arc<Node>) {
     let started = Instant::now();
     let mut away_since: Option<Instant> = None;
-    let mut seen = Seen { started, prefetch: Prefetch::default(), idle: HashMap::new(), unused: Unused::new() };
+    let mut seen = Seen {
+        started,
+        prefetch: Prefetch::default(),
+        idle: HashMap::new(),
+        decided: HashMap::new(),
+        unused: Unused::new(),
+    };
     loop {
         match scan(&node, &mut seen).await {
             Ok(()) => {
@@ -142,10 +142,14 @@ async fn follow_store(node: Arc<Node>) {
 
 /// One look through the store: own containers that were taken over, containers of dead nodes, images needed one day.
 async fn scan(node: &Arc<Node>, seen: &mut Seen) -> Result<(), StoreError> {
-    let owners = node.look(Look::Regular).await?;
+    let owners = node.look().await?;
     let apps = apps::all(&node.ctx.store).await?;
+    let retired = node.look_for_retired().await?;
+    node.forget_retired(&retired, &owners).await?;
     for (name, owner) in &owners {
-        node.check_deposed(name, owner).await;
+        if node.view(name).is_some_and(|view| view.owner.epoch < owner.epoch) {
+            node.contested(name, owner).await;
+        }
     }
     let alive: BTreeMap<NodeName, Liveness> =
         node.ctx.membership.peers().into_iter().map(|peer| (peer.name, peer.liveness)).collect();
@@ -169,16 +173,25 @@ async fn scan(node: &Arc<Node>, seen: &mut Seen) -> Result<(), StoreError> {
             *scans += 1;
             if *scans >= IDLE_SCANS {
                 seen.idle.remove(&name);
-                if let Err(text) =
-                    node.resume(owner.clone(), app.clone(), "this node owns it and does not run it").await
-                {
-                    tracing::warn!(container = %name, error = text, "it cannot be begun again yet");
+                if let Some(one) = node.taking.begin(&name) {
+                    let (node, owner, app) = (Arc::clone(node), owner.clone(), app.clone());
+                    // It may have to wait for another node's silence.
+                    tokio::spawn(async move {
+                        let why = "this node owns it and does not run it";
+                        if let Err(text) = node.resume(owner, app, why).await {
+                            tracing::warn!(container = %name, error = text, "it cannot be begun again yet");
+                        }
+                        drop(one);
+                    });
                 }
             }
             continue;
         }
         if dead(&owner.node) {
-            node.consider(&name, owner, &owners).await;
+            let (node, owner, owners) = (Arc::clone(node), owner.clone(), owners.clone());
+            tokio::spawn(async move { node.consider(&name, &owner, &owners).await });
+        } else if seen.decided.get(&name) != Some(&owner.epoch) && node.reclaim(&name, owner).await.unwrap_or(false) {
+            seen.decided.insert(name.clone(), owner.epoch);
         }
     }
     Ok(())
@@ -229,21 +242,5 @@ impl Prefetch {
 impl Drop for Prefetch {
     fn drop(&mut self) {
         self.under_way.iter().for_each(JoinHandle::abort);
-    }
-}
-
-impl Node {
-    /// A copy here under an epoch that is not the newest any more must end.
-    async fn check_deposed(&self, name: &ContainerName, newest: &Owner) {
-        let inbox = self
-            .actors()
-            .get(name)
-            .filter(|actor| actor.view.get().owner.epoch < newest.epoch)
-            .map(|a| a.inbox.clone());
-        if let Some(inbox) = inbox {
-            // An actor that has ended has no copy; one whose inbox is full is told by a later look. Waiting for it here would
-            // keep all other containers waiting.
-            let _ = inbox.try_send(Command::Deposed(newest.clone()));
-        }
     }
 }

@@ -36,9 +36,16 @@ impl Record for Owner {
 
 /// `owners/<container>/<epoch>.base`: what the owner of the epoch found when it took over.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct BaseRecord {
+pub(super) struct BaseRecord {
     base: Option<SnapshotId>,
     nonce: String,
+}
+
+impl BaseRecord {
+    /// Whether the owner of the epoch settled it itself, and not a later one in passing.
+    pub(super) fn is_of(&self, owner: &Owner) -> bool {
+        self.nonce == owner.nonce
+    }
 }
 
 impl Record for BaseRecord {
@@ -221,7 +228,11 @@ async fn settle_base(
 
 /// Settles the base of every earlier epoch that has none: its owner stalled or died between its claim and its base. Settled
 /// later, it could take away what this owner is about to go on from. Returns the epochs as they are then.
-async fn settle_before(store: &Store, container: &ContainerName, epoch: Epoch) -> Result<Epochs, OwnershipError> {
+pub(super) async fn settle_before(
+    store: &Store,
+    container: &ContainerName,
+    epoch: Epoch,
+) -> Result<Epochs, OwnershipError> {
     let mut last = None;
     loop {
         let listed = epochs(store, container).await?;
@@ -357,7 +368,7 @@ pub async fn committed(store: &Store, container: &ContainerName) -> Result<Vec<S
         .collect())
 }
 
-async fn owner(store: &Store, container: &ContainerName, epoch: Epoch) -> Result<Owner, OwnershipError> {
+pub(super) async fn owner(store: &Store, container: &ContainerName, epoch: Epoch) -> Result<Owner, OwnershipError> {
     let key = keys::owner(container, epoch);
     let owner: Owner = record::read(store, &key).await.map_err(store_error(container))?;
     if owner.epoch != epoch {
@@ -376,7 +387,7 @@ pub(super) struct Recorded {
 
 pub(super) type Epochs = BTreeMap<Epoch, Recorded>;
 
-async fn epochs(store: &Store, container: &ContainerName) -> Result<Epochs, OwnershipError> {
+pub(super) async fn epochs(store: &Store, container: &ContainerName) -> Result<Epochs, OwnershipError> {
     let prefix = keys::owners(container);
     let listed = store.list(&prefix).await.map_err(store_error(container))?;
     let mut epochs = Epochs::new();

@@ -16,9 +16,14 @@
 
 mod claim;
 mod history;
+pub mod lease;
+pub mod lineage;
 #[cfg(test)]
 mod model;
 mod rest;
+pub mod silence;
+mod standing;
+pub mod take;
 #[cfg(test)]
 mod tests;
 
@@ -28,3 +33,4 @@ pub use claim::{
 };
 pub use history::History;
 pub use rest::{Outcome, Rest, at_rest, rest};
+pub use standing::{Back, Standing, claim_back, standing};

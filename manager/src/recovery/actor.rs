@@ -16,6 +16,7 @@ use tokio::{
 use super::{
     checkpoint::NoCheckpoint,
     heed::{Found, PING_EVERY},
+    launch::FENCED,
     live::Live,
     order::{Command, Order, ProgressSender},
     place::Place,
@@ -40,6 +41,9 @@ use crate::{
 
 /// Restarts are counted over this long, as the `recovery` annotation documents.
 pub(super) const RESTART_WINDOW: Duration = Duration::from_secs(600);
+
+/// How often a container that is frozen for want of a lease is looked at.
+const FENCED_PAUSE: Duration = Duration::from_millis(250);
 
 /// How an actor begins.
 #[derive(Debug)]
@@ -158,6 +162,7 @@ pub fn spawn(
     let view = SharedView::new(ContainerView {
         spec: content.spec.clone(),
         owner: owner.clone(),
+        copy: place.exists(),
         network: identity.clone(),
         phase: Phase::Starting,
         health: health_at_first(&content),
@@ -291,6 +296,7 @@ impl Actor {
 
     fn wake(&self) -> Instant {
         match &self.state {
+            State::Up(_) if !self.ctx.lease.may_run() => Instant::now() + FENCED_PAUSE,
             State::Up(_) => {
                 let due = self.schedule.as_ref().map(Schedule::due);
                 self.next_ping.min(due.unwrap_or(self.next_ping)).min(self.prune_at.unwrap_or(self.next_ping))
@@ -313,6 +319,12 @@ impl Actor {
             return self.tell_rest().await;
         }
         self.prune_again();
+        if !self.ctx.lease.may_run() {
+            // Frozen: its silence says nothing, and it cannot be dumped.
+            self.watchdog.answered(now);
+            self.next_ping = now;
+            return ControlFlow::Continue(());
+        }
         if now >= self.next_ping {
             self.next_ping = now + PING_EVERY;
             match self.ping().await {
@@ -332,6 +344,14 @@ impl Actor {
     }
 
     async fn command(&mut self, command: Command) -> ControlFlow<()> {
+        let command = match command {
+            Command::Order { order, reply, .. } if !matches!(order, Order::Remove) && !self.ctx.lease.may_run() => {
+                let text = format!("{} cannot be worked on now: {FENCED}", self.name);
+                let _ = reply.send(Err(ApiError::Unavailable(text)));
+                return ControlFlow::Continue(());
+            }
+            command => command,
+        };
         match command {
             Command::Order { order, progress, reply } => match order {
                 Order::Checkpoint => self.order_checkpoint(progress, reply).await,
@@ -343,8 +363,7 @@ impl Actor {
                 self.update(*app);
                 ControlFlow::Continue(())
             }
-            Command::Deposed(by) if self.is_deposed_by(&by) => self.deposed(&by).await,
-            Command::Deposed(_) => ControlFlow::Continue(()),
+            Command::Outdated(by) => self.outdated(&by).await,
             // Heard by `run`.
             Command::Shutdown => ControlFlow::Break(()),
         }
@@ -371,12 +390,6 @@ impl Actor {
         }
     }
 
-    /// False for old news: after a move that failed this node owns the container again, under a later epoch than the peer's. And
-    /// for a claim of this node's own, whose answer was lost.
-    pub(super) fn is_deposed_by(&self, by: &Owner) -> bool {
-        by.epoch > self.owner.epoch && (by.released || by.node != self.ctx.config.node)
-    }
-
     /// Another node owns the container: this copy must not go on.
     pub(super) async fn deposed(&mut self, by: &Owner) -> ControlFlow<()> {
         let text = format!("{} owns it under epoch {}; the copy here is removed", by.node, by.epoch);
@@ -400,7 +413,7 @@ impl Actor {
                             let text = format!("the copy of {} on this node is being cleared away", self.name);
                             let _ = reply.send(Err(ApiError::Unavailable(text)));
                         }
-                        Some(Command::Update(_) | Command::Deposed(_)) => {}
+                        Some(Command::Update(_) | Command::Outdated(_)) => {}
                     },
                 }
             }
@@ -414,6 +427,7 @@ impl Actor {
         let pid = live.pid.cast_unsigned();
         self.view.update(|view| {
             (view.phase, view.pid, view.failure, view.up_since) = (Phase::Running, pid, None, Some(Instant::now()));
+            view.copy = true;
         });
         self.watchdog = Watchdog::new(WatchdogConfig::default(), Instant::now());
         (self.waited, self.conflict, self.unfit) = (None, false, None);
@@ -435,6 +449,13 @@ impl Actor {
     /// Ends the copy here, whatever state it is in, and clears it away. After an error, which has been reported, it may still
     /// run: it must neither be begun anew nor handed over.
     pub(super) async fn clear(&mut self, extent: Extent) -> Result<(), TeardownError> {
+        let cleared = self.make_room(extent).await;
+        self.view.update(|view| view.copy = cleared.is_err());
+        cleared
+    }
+
+    /// As [`Self::clear`], for a copy that is about to be begun and counts as being here already.
+    pub(super) async fn make_room(&mut self, extent: Extent) -> Result<(), TeardownError> {
         self.state = State::Down(Down::Resting);
         self.uploads.may_prune(false);
         let (ctx, name, place) = (Arc::clone(&self.ctx), self.name.clone(), self.place.clone());

@@ -1,6 +1,11 @@
 //! Going on with a copy that an earlier manager of this node left running.
 
-use std::{ops::ControlFlow, path::Path, sync::Arc, time::Duration};
+use std::{
+    ops::ControlFlow,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use serde_json::json;
 
@@ -20,6 +25,9 @@ use crate::{
 /// A CRIU whose manager was killed fails at its next question; one that hangs is ended after this.
 const ORPHAN_PATIENCE: Duration = Duration::from_secs(5);
 
+/// Between looks at a copy that is frozen.
+const FROZEN_PAUSE: Duration = Duration::from_millis(500);
+
 impl Actor {
     /// Goes on with a copy that an earlier manager of this node left running.
     pub(super) async fn adopt(&mut self, record: LocalRecord) -> ControlFlow<()> {
@@ -28,12 +36,24 @@ impl Actor {
         if record.phase == LocalPhase::Stopped {
             return self.still_at_rest(record.rest).await;
         }
+        let mark = self.ctx.lease.mark();
         match self.find(&record).await {
             Ok(live) => {
                 let detail = json!({"pid": live.pid, "epoch": self.owner.epoch});
                 self.up(live);
                 self.event("container.adopted", "it ran on while the manager was away", detail);
                 ControlFlow::Continue(())
+            }
+            Err(_) if !self.ctx.lease.undisturbed_since(mark) => {
+                // Frozen meanwhile: its silence says nothing. It is come back to once it may run.
+                let wait = Instant::now() + FROZEN_PAUSE;
+                tokio::select! {
+                    () = tokio::time::sleep_until(wait.into()) => {}
+                    command = self.inbox.recv() => if self.defer(command, "gone on with") {
+                        return ControlFlow::Continue(());
+                    },
+                }
+                Box::pin(self.adopt(record)).await
             }
             Err(text) => self.lost(Scope::Container, format!("it did not survive the manager's absence: {text}")).await,
         }

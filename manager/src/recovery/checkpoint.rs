@@ -115,7 +115,11 @@ impl Actor {
     /// caller's to recover.
     pub(super) async fn checkpoint(&mut self, kind: SnapshotKind) -> Result<SnapshotId, NoCheckpoint> {
         self.view.update(|view| view.phase = Phase::Checkpointing);
-        let outcome = self.try_checkpoint(kind).await;
+        let outcome = match self.try_checkpoint(kind).await {
+            // Frozen in the middle of it. Whether it goes on is seen once it may.
+            Err(NoCheckpoint::Broken(why)) if !self.ctx.lease.may_run() => Err(NoCheckpoint::Goes(why)),
+            outcome => outcome,
+        };
         self.view.update(|view| view.phase = Phase::Running);
         if let Err(error) = &outcome {
             let cause = error.to_string();
@@ -136,6 +140,9 @@ impl Actor {
             return Err(text.to_owned().into());
         }
         let State::Up(live) = &self.state else { return Err("the container is not running".to_owned().into()) };
+        if !self.ctx.lease.may_run() {
+            return Err(launch::FENCED.to_owned().into());
+        }
         let check = self.app.spec.healthcheck.as_ref().map_or(Duration::ZERO, |check| check.timeout);
         let status = live.link.quiesce(HOLD, check).await.map_err(|error| crate::chain(&error))?;
         let health = match status.health() {

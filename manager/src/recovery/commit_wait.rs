@@ -68,8 +68,8 @@ impl Actor {
                     let _ = self.uploaded(Report::Failed { id, cause: cause.clone() }).await;
                     return Err(Stopped::Failed(cause));
                 }
-                Report::Deposed { by, .. } if self.is_deposed_by(&by) => {
-                    self.deferred = Some(Command::Deposed(by));
+                Report::Deposed { by, .. } if by.epoch > self.owner.epoch => {
+                    self.deferred = Some(Command::Outdated(by));
                     return Err(Stopped::Interrupted);
                 }
                 Report::Committed { manifest, timing, pruned } => {

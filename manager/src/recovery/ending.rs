@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 /// A sentence: how it ended, after how long, and what it said last.
-pub(super) fn sentence(end: &ProcessEnded) -> String {
+pub(crate) fn sentence(end: &ProcessEnded) -> String {
     if !end.not_started.is_empty() {
         return format!("the main process was not started: {}", harmless(end.not_started.as_bytes(), MAX_TEXT));
     }
@@ -28,7 +28,7 @@ pub(super) fn sentence(end: &ProcessEnded) -> String {
 }
 
 /// The detail of `process.ended` and `container.stopped`.
-pub(super) fn facts(end: &ProcessEnded) -> Value {
+pub(crate) fn facts(end: &ProcessEnded) -> Value {
     let mut facts = json!({"code": end.code, "ran_ms": end.ran_ms, "last_output": last_lines(end.last_output.iter())});
     if let Some(signal) = signal_name(end.signal) {
         facts["signal"] = json!(signal);

@@ -1,17 +1,22 @@
 //! Handing a container to a peer, and taking it back when the peer could not.
 
-use std::{ops::ControlFlow, time::Duration};
+use std::{
+    ops::ControlFlow,
+    time::{Duration, Instant},
+};
 
 use ha_proto::peer::{MAX_MESSAGE, PingRequest, TakeOverRequest, peer_client::PeerClient};
 use serde_json::json;
 
 use super::{
-    actor::Actor,
+    actor::{Actor, Down, State},
     recover::{FIRST_WAIT, LONGEST_WAIT},
     teardown::Extent,
+    view::Phase,
 };
 use crate::{
-    ownership::{self, Claim, Claimant, Owner, OwnershipError, Rest},
+    ownership::{self, Back, Claim, Claimant, Owner, OwnershipError, Rest},
+    policy::Scope,
     spec::{Epoch, NodeName, SnapshotId},
 };
 
@@ -32,6 +37,16 @@ pub(super) enum Handover {
     Interrupted,
     /// Who owns it cannot be settled by trying again.
     Stuck(String),
+}
+
+/// What a later epoch has turned out to be.
+pub(super) enum Settled {
+    /// Begun elsewhere: the copy here has been ended.
+    Gone(ControlFlow<()>),
+    /// Claimed only, and claimed back; or old news.
+    Mine,
+    /// The store does not say.
+    Open(String),
 }
 
 /// Why a peer did not become the owner of what it was offered.
@@ -82,7 +97,11 @@ impl Actor {
         // A node that stood still may have lost it. The peer that has it would refuse, and be taken for one that claimed in vain.
         match ownership::ensure_current(&self.ctx.store, &self.name, &self.owner).await {
             Ok(()) => {}
-            Err(OwnershipError::Deposed { by, .. }) => return Ok(self.deposed(&by).await),
+            Err(OwnershipError::Deposed { by, .. }) => match self.settle(&by).await {
+                Settled::Gone(flow) => return Ok(flow),
+                Settled::Mine => {}
+                Settled::Open(cause) => return Err(NotOffered::Held(cause)),
+            },
             Err(error) => return Err(NotOffered::Held(crate::chain(&error))),
         }
         if let Err(error) = self.clear(Extent::Running).await {
@@ -202,6 +221,58 @@ impl Actor {
         self.event("ownership.claimed", "taken back", detail);
         self.own(owner);
         taken.rest.map_or(Ok(()), |rest| Err(NotBack::AtRest(Box::new(rest))))
+    }
+
+    /// A later epoch exists than this copy goes by.
+    pub(super) async fn outdated(&mut self, by: &Owner) -> ControlFlow<()> {
+        match self.settle(by).await {
+            Settled::Gone(flow) => flow,
+            // It was broken off for this.
+            Settled::Mine if matches!(self.state, State::Down(Down::Resting)) && self.is_to_run() => {
+                self.recover(Scope::Container, "claimed back".into()).await
+            }
+            Settled::Mine => ControlFlow::Continue(()),
+            Settled::Open(cause) => {
+                // The next look at the store finds it again.
+                tracing::warn!(container = %self.name, cause, "who owns it is not settled yet");
+                ControlFlow::Continue(())
+            }
+        }
+    }
+
+    /// Finds out what a later epoch means: another node has begun the container, and this copy ends; or it was claimed only, while
+    /// this node was not heard, and this copy goes on under the epoch after.
+    pub(super) async fn settle(&mut self, by: &Owner) -> Settled {
+        if by.epoch <= self.owner.epoch {
+            return Settled::Mine;
+        }
+        let store = &self.ctx.store;
+        let there = match ownership::standing(store, &self.name).await {
+            Ok(Some(there)) if there.may_go_on(&self.ctx.config.node, self.owner.epoch) => there,
+            Ok(_) => return Settled::Gone(self.deposed(by).await),
+            Err(error) => return Settled::Open(crate::chain(&error)),
+        };
+        let claimant = Claimant::new(self.ctx.config.node.clone());
+        match ownership::claim_back(store, &self.name, &there.newest, &claimant).await {
+            Ok(Back::Mine(owner)) => {
+                let from = &there.newest;
+                let text = format!("claimed back from {}, which had begun nothing: nothing is lost", from.node);
+                let detail = json!({"epoch": owner.epoch, "previous": from.epoch, "from": from.node});
+                self.event("ownership.claimed", &text, detail);
+                self.own(owner);
+                self.save(self.local_phase());
+                // What was under way to the store under the epoch before does not count any more.
+                self.schedule.iter_mut().for_each(|schedule| schedule.due_now(Instant::now()));
+                self.ctx.lease.renew_now();
+                Settled::Mine
+            }
+            Ok(Back::Gone(_)) => Settled::Gone(self.deposed(&there.newest).await),
+            Err(error) => Settled::Open(crate::chain(&error)),
+        }
+    }
+
+    fn is_to_run(&self) -> bool {
+        self.resting.is_none() && self.view.get().phase != Phase::Failed
     }
 
     /// Owner under a new epoch: snapshots are counted anew.

@@ -20,7 +20,7 @@ use crate::{
     ownership::{Owner, OwnershipError},
     runtime::{self, BundleError, BundleSpec, Runtime, RuntimeError},
     snapshot::SnapshotError,
-    spec::{ContainerName, ContainerSpec, MountSource, RestartPolicy, SnapshotId, StateKind},
+    spec::{ContainerName, ContainerSpec, ImageConfig, MountSource, RestartPolicy, SnapshotId, StateKind},
     store::{StoreError, apps::AppContent},
 };
 
@@ -36,11 +36,17 @@ const OF_THIS_NODE: [Errno; 8] = [
     Errno::EAGAIN,
 ];
 
+/// Why nothing is begun.
+pub(super) const FENCED: &str = "this node cannot prove now that nobody else runs its containers, and begins none: it hears too few \
+                                 of its peers and does not reach the store";
+
 /// Why a container could not be brought up here.
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
     #[error(transparent)]
     Teardown(#[from] TeardownError),
+    #[error("{FENCED}")]
+    Fenced,
     #[error("it is not known whether this node still owns it")]
     Ownership(#[source] OwnershipError),
     #[error("the image {reference} cannot be made ready")]
@@ -78,7 +84,7 @@ impl LaunchError {
     /// taken for now, the old copy is still there.
     pub fn is_transient(&self) -> bool {
         match self {
-            LaunchError::Conflict { .. } | LaunchError::Teardown(_) => true,
+            LaunchError::Conflict { .. } | LaunchError::Teardown(_) | LaunchError::Fenced => true,
             LaunchError::Ownership(_) => self.deposed_by().is_none(),
             LaunchError::Agent { source, .. } => source.is_retryable(),
             LaunchError::Snapshot { source, .. } => source.is_retryable(),
@@ -187,21 +193,27 @@ pub fn write_bundle(
 
 /// What the agent is told. A container that replaces its image's user or command has said so in its specification.
 pub fn agent_config(ctx: &Ctx, app: &AppContent, layers: &[PathBuf]) -> Result<agent_config::Config, LaunchError> {
-    let spec = &app.spec;
     let image_error = |source| LaunchError::Image { reference: app.image.reference.clone(), source };
-    let argv = image::argv(spec, &app.image.config).map_err(image_error)?;
+    let mut config = described(&app.spec, &app.image.config).map_err(image_error)?;
+    let user = app.spec.user.clone().or(app.image.config.user.clone()).unwrap_or_default();
+    if !user.is_empty() {
+        let ids = image::resolve_user(layers, &user).map_err(image_error)?;
+        config.user = agent_config::User { uid: ids.uid, gid: ids.gid, groups: ids.groups };
+    }
+    config.log_max_bytes = ctx.config.logs.file_max_bytes();
+    Ok(config)
+}
+
+/// What of it follows from the specification and its image alone.
+pub(crate) fn described(spec: &ContainerSpec, image: &ImageConfig) -> Result<agent_config::Config, ImageError> {
+    let argv = image::argv(spec, image)?;
     let state = match spec.state {
         StateKind::Stateful { .. } => agent_config::State::Stateful,
         StateKind::Stateless => agent_config::State::Stateless,
     };
     let mut config = agent_config::Config::new(argv, state);
-    config.env = environment(spec, &app.image.config.env);
-    config.cwd = spec.working_dir.clone().or(app.image.config.working_dir.clone()).unwrap_or_else(|| "/".into()).into();
-    let user = spec.user.clone().or(app.image.config.user.clone()).unwrap_or_default();
-    if !user.is_empty() {
-        let ids = image::resolve_user(layers, &user).map_err(image_error)?;
-        config.user = agent_config::User { uid: ids.uid, gid: ids.gid, groups: ids.groups };
-    }
+    config.env = environment(spec, &image.env);
+    config.cwd = spec.working_dir.clone().or(image.working_dir.clone()).unwrap_or_else(|| "/".into()).into();
     config.restart.rule = match spec.restart {
         RestartPolicy::No => agent_config::RestartRule::No,
         RestartPolicy::OnFailure { .. } => agent_config::RestartRule::OnFailure,
@@ -220,8 +232,7 @@ pub fn agent_config(ctx: &Ctx, app: &AppContent, layers: &[PathBuf]) -> Result<a
         start_interval_ms: check.start_interval.map_or(ms(check.interval).clamp(10, 500), ms).max(10),
         retries: check.retries.max(1),
     });
-    config.stop_signal = app.image.config.stop_signal.unwrap_or(config.stop_signal);
-    config.log_max_bytes = ctx.config.logs.file_max_bytes();
+    config.stop_signal = image.stop_signal.unwrap_or(config.stop_signal);
     Ok(config)
 }
 

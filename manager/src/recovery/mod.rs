@@ -53,8 +53,13 @@ mod view;
 pub use actor::{ActorHandle, Begin, spawn};
 pub use launch::blocking;
 pub use order::{Command, Order, ProgressSender};
-pub use orders::{clear_leftovers, forget, forget_objects};
+pub use orders::{clear_leftovers, end_running, forget, forget_objects};
 pub use place::Place;
 pub use record::{LocalPhase, LocalRecord};
 pub use shipping::{ShippingView, Standing};
 pub use view::{ContainerView, Phase};
+#[cfg(feature = "fuzzing")]
+pub(crate) use {
+    ending::{facts, sentence},
+    launch::described,
+};

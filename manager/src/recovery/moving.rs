@@ -143,7 +143,7 @@ impl Actor {
             return match ownership::ensure_current(&self.ctx.store, &self.name, &self.owner).await {
                 Ok(()) => Ok(None),
                 Err(OwnershipError::Deposed { by, .. }) => {
-                    self.deferred = Some(Command::Deposed(*by));
+                    self.deferred = Some(Command::Outdated(*by));
                     Err(Stopped::Interrupted)
                 }
                 Err(error) => Err(Stopped::Failed(crate::chain(&error))),
@@ -175,7 +175,7 @@ impl Actor {
     pub(super) fn defer(&mut self, command: Option<Command>, doing: &str) -> bool {
         match command {
             Some(Command::Update(app)) => self.update(*app),
-            Some(Command::Deposed(by)) if !self.is_deposed_by(&by) => {}
+            Some(Command::Outdated(by)) if by.epoch <= self.owner.epoch => {}
             Some(Command::Order { order, reply, .. }) if !matches!(order, Order::Remove) => {
                 let text = format!("{} is just being {doing}; try again when that is over", self.name);
                 let _ = reply.send(Err(ApiError::Unavailable(text)));

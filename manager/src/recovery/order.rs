@@ -36,8 +36,8 @@ pub enum Command {
     },
     /// A new generation of its description that needs no new container.
     Update(Box<App>),
-    /// A later epoch exists.
-    Deposed(Owner),
+    /// A later epoch exists: begun elsewhere, or claimed only.
+    Outdated(Owner),
     /// The manager ends; the container goes on.
     Shutdown,
 }

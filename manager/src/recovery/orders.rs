@@ -64,6 +64,9 @@ impl Actor {
             let _ = live.link.stop(grace).await;
             let _ = tokio::time::timeout(grace + std::time::Duration::from_secs(1), live.exit.wait()).await;
         }
+        // While its objects are deleted a later epoch of nobody's is there, and this copy would keep the node's lease from being
+        // renewed.
+        let _ = self.clear(Extent::Running).await;
         progress.step("removing its snapshots");
         // What they still wrote would stay in the store for good, and be taken for the next container's of that name.
         tokio::join!(self.uploads.stop(), self.shipping.stop());
@@ -141,7 +144,7 @@ impl Actor {
                 self.view.update(|view| view.checkpoint_problem = Some(cause.clone()));
                 self.answer(id, Err(ApiError::Unavailable(format!("{id} is taken and waits on this node: {cause}"))));
             }
-            Report::Deposed { by, .. } if self.is_deposed_by(&by) => return self.deposed(&by).await,
+            Report::Deposed { by, .. } if by.epoch > self.owner.epoch => return self.outdated(&by).await,
             // A dump from before a move that failed; this node owns the container again and went on from the snapshot after it.
             Report::Deposed { id, .. } => {
                 let text = format!("{id} is of an epoch that has ended");
@@ -213,6 +216,15 @@ pub async fn forget_objects(ctx: &Ctx, name: &ContainerName) -> Result<bool, Api
         Ok::<_, String>(found > 0)
     };
     removed.await.map_err(ApiError::Unavailable)
+}
+
+/// Ends what runs of a container here. Its files stay.
+pub async fn end_running(ctx: &Arc<Ctx>, name: &ContainerName) -> Result<(), String> {
+    let (ctx, name) = (Arc::clone(ctx), name.clone());
+    let place = Place::new(&ctx.config, &name);
+    launch::blocking(move || teardown::clear(&ctx, &name, &place, Extent::Running))
+        .await
+        .map_err(|error| error.to_string())
 }
 
 /// Clears away whatever is on this node of a container that it does not own.

@@ -33,6 +33,12 @@ impl Place {
         config.state_dir.join("containers")
     }
 
+    /// The containers of which there is something on this node.
+    pub fn names(config: &NodeConfig) -> Vec<ContainerName> {
+        let entries = fs::read_dir(Self::all(config)).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+    }
+
     /// What this node remembers about its copy; without it there is no copy.
     pub fn record(&self) -> PathBuf {
         self.dir.join("local.json")

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 use super::{
     actor::{Actor, Down, RESTART_WINDOW, State, health_at_first},
-    handover::NotOffered,
+    handover::{NotOffered, Settled},
     launch::{self, LaunchError},
     order::ProgressSender,
     place::Volumes,
@@ -193,7 +193,11 @@ impl Actor {
                     }
                     Err(error) => {
                         if let Some(by) = error.deposed_by() {
-                            return Climbed::Done(self.deposed(by).await);
+                            return match self.settle(by).await {
+                                Settled::Gone(flow) => Climbed::Done(flow),
+                                Settled::Mine => Climbed::Again,
+                                Settled::Open(cause) => Climbed::Waits(cause),
+                            };
                         }
                         climb.last = crate::chain(&error);
                         if error.is_transient() {
@@ -329,12 +333,18 @@ impl Actor {
 
     /// One attempt: whatever was here goes, then the container comes up from `from` or nothing is left of it.
     pub(super) async fn launch(&mut self, from: Source, volumes: Volumes) -> Result<(), LaunchError> {
+        // Marked before the lease is looked at, and that before the epoch: a renewal from here on looks at this copy, too.
+        self.view.update(|view| view.copy = true);
+        let mark = self.ctx.lease.mark();
+        if !self.ctx.lease.may_run() {
+            return Err(LaunchError::Fenced);
+        }
         // A node that stood still may have lost it since it last looked.
         ownership::ensure_current(&self.ctx.store, &self.name, &self.owner).await.map_err(LaunchError::Ownership)?;
         self.uploads.hold().await;
         self.uploads.packed().await;
         let volumes = if from == Source::Image { volumes } else { Volumes::Go };
-        self.clear(Extent::Files(volumes)).await?;
+        self.make_room(Extent::Files(volumes)).await?;
         self.save(LocalPhase::Launching);
         let identity = self.network_identity();
         let outcome = match from {
@@ -366,6 +376,10 @@ impl Actor {
             Err(error) => {
                 // Reported; the next attempt clears again, and does not begin before it could.
                 let _ = self.clear(Extent::Files(volumes)).await;
+                if !self.ctx.lease.undisturbed_since(mark) {
+                    // Frozen in the middle of it: that says nothing about what was to be begun.
+                    return Err(LaunchError::Fenced);
+                }
                 if let LaunchError::Conflict { address, conflict } = &error
                     && !std::mem::replace(&mut self.conflict, true)
                 {

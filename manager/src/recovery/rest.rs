@@ -14,6 +14,7 @@ use serde_json::json;
 use super::{
     actor::{Actor, Down, State},
     ending,
+    handover::Settled,
     record::LocalPhase,
     recover::{COMMIT_PATIENCE, DRAFT_PATIENCE, UPLOAD_PATIENCE},
     teardown::Extent,
@@ -141,7 +142,11 @@ impl Actor {
         let mut again = Some(Instant::now() + TELL_AGAIN);
         let mut refused = false;
         match &error {
-            OwnershipError::Deposed { by, .. } if self.is_deposed_by(by) => return self.deposed(by).await,
+            OwnershipError::Deposed { by, .. } if by.node != self.ctx.config.node || by.released => {
+                if let Settled::Gone(flow) = self.settle(by).await {
+                    return flow;
+                }
+            }
             // Claimed by an order whose answer was lost: it rests under that epoch.
             OwnershipError::Deposed { by, .. } => self.rest_under((**by).clone()),
             OwnershipError::Foreign { .. } => (again, refused) = (None, true),

@@ -38,6 +38,8 @@ impl Phase {
 pub struct ContainerView {
     pub spec: ContainerSpec,
     pub owner: Owner,
+    /// Processes of a copy may be on this node.
+    pub copy: bool,
     pub network: NetworkIdentity,
     pub phase: Phase,
     /// none, starting, healthy, unhealthy

@@ -15,6 +15,8 @@ use nix::{
 /// A bundle's cgroup in every hierarchy that has it.
 pub(super) struct Cgroup {
     dirs: Vec<PathBuf>,
+    /// Of the group below the hierarchies' roots.
+    depth: usize,
 }
 
 impl Cgroup {
@@ -25,7 +27,10 @@ impl Cgroup {
             .and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok())
             .and_then(|config| Some(PathBuf::from(config["linux"]["cgroupsPath"].as_str()?)));
         let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        Self { dirs: path.map(|path| directories(&path, &mountinfo)).unwrap_or_default() }
+        let dirs = path.as_ref().map(|path| directories(path, &mountinfo)).unwrap_or_default();
+        let depth =
+            path.map_or(0, |path| path.components().filter(|part| matches!(part, Component::Normal(_))).count());
+        Self { dirs, depth }
     }
 
     /// True when it is not known which group it would be: then nobody can be looked for.
@@ -43,6 +48,21 @@ impl Cgroup {
         found.sort_unstable();
         found.dedup();
         found
+    }
+
+    /// Kills everybody in it when it is frozen by the freezer of version 1, where a killed process ends only once it is let go:
+    /// each is taken out of the frozen group with the signal waiting for it, and does nothing more of its own.
+    pub fn end_frozen(&self) {
+        for dir in &self.dirs {
+            let frozen = fs::read_to_string(dir.join("freezer.state")).is_ok_and(|state| state.trim() != "THAWED");
+            let Some(root) = dir.ancestors().nth(self.depth).filter(|_| frozen) else { continue };
+            for pid in self.processes() {
+                // One that has ended meanwhile is where it is to be.
+                if kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok() {
+                    let _ = fs::write(root.join("cgroup.procs"), pid.to_string());
+                }
+            }
+        }
     }
 
     /// Kills everybody in it and removes it.

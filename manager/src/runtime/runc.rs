@@ -118,9 +118,16 @@ impl Runc {
     /// to look for them.
     pub fn clear(&self, id: &str, bundle: &Path, timeout: Duration) -> Result<(), RuntimeError> {
         let cgroup = Cgroup::of_bundle(bundle);
+        cgroup.end_frozen();
         let deleted = self.delete(id, timeout);
         let left = self.remove_remains(id, &cgroup);
         cleared(id, deleted, left, cgroup.is_unknown())
+    }
+
+    /// Whether processes of the bundle's container may be there.
+    pub fn is_inhabited(&self, bundle: &Path) -> bool {
+        let cgroup = Cgroup::of_bundle(bundle);
+        if cgroup.is_unknown() { bundle.exists() } else { !cgroup.processes().is_empty() }
     }
 
     /// Waits until no runtime works in this root any more. What a manager that was killed had begun ends by itself and is

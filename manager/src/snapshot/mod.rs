@@ -33,6 +33,8 @@ mod tree_read;
 mod tree_write;
 mod upload;
 
+#[cfg(feature = "fuzzing")]
+pub(crate) use chunk::{open, seal};
 pub use error::SnapshotError;
 #[cfg(test)]
 pub use fetch::verify;

@@ -91,6 +91,13 @@ pub struct NodeRecord {
     /// The address of its bridge, in the containers' network: no container gets it. Not in records of the first releases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bridge: Option<Ipv4Addr>,
+    /// The times of its leases in milliseconds, short and long, as its manager goes by them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own_lease_ms: Option<(u64, u64)>,
+    /// The longer of these and of those of the manager before, which may have proved something by them: whoever takes over from
+    /// the node waits for these at the least.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease_ms: Option<(u64, u64)>,
     /// The node's clock; for people.
     pub at: DateTime<Utc>,
 }
@@ -216,6 +223,25 @@ impl Store {
         Ok(records)
     }
 
+    /// Who goes by a name.
+    ///
+    /// # Errors
+    /// From the store, or the record cannot be read.
+    pub async fn node_record(&self, node: &NodeName) -> Result<Option<NodeRecord>, StoreError> {
+        record::read_opt(self, &keys::node(node)).await
+    }
+
+    /// Frees the name of a machine that is gone for good, if it still is that machine's.
+    ///
+    /// # Errors
+    /// As [`Store::node_record`].
+    pub async fn free_node_name(&self, node: &NodeName, machine: &str) -> Result<(), StoreError> {
+        match self.node_record(node).await? {
+            Some(record) if record.nonce == machine => self.delete(&keys::node(node)).await,
+            _ => Ok(()),
+        }
+    }
+
     /// The nodes' own addresses, as they have registered them, each with its node.
     pub async fn node_addresses(&self) -> Result<BTreeMap<Ipv4Addr, String>, StoreError> {
         let mut known = BTreeMap::new();
@@ -238,7 +264,9 @@ impl Store {
         let key = keys::node(&wanted.node);
         self.create_node_record(&key, wanted).await?;
         let there: NodeRecord = record::read(self, &key).await?;
-        if (&there.address, there.bridge) == (&wanted.address, wanted.bridge) {
+        let compared =
+            |record: &NodeRecord| (record.address.clone(), record.bridge, record.own_lease_ms, record.lease_ms);
+        if compared(&there) == compared(wanted) {
             return Ok(there);
         }
         self.delete(&key).await?;

@@ -13,6 +13,8 @@ pub const OWNERS: &str = "owners/";
 pub const BLOBS: &str = "blobs/";
 pub const ADDRESSES: &str = "addresses/";
 pub const BEATS: &str = "beats/";
+pub const PARKED: &str = "parked/";
+pub const RETIRED: &str = "retired/";
 pub const SNAPSHOTS: &str = "snapshots/";
 /// The last segment of a snapshot's commit.
 pub const MANIFEST: &str = "manifest";
@@ -23,6 +25,15 @@ pub fn node(name: &NodeName) -> String {
 
 pub fn beat(node: &NodeName, number: u64) -> String {
     format!("{BEATS}{node}/{number:020}")
+}
+
+pub fn parked(node: &NodeName, mark: &str) -> String {
+    format!("{PARKED}{node}/{mark}")
+}
+
+/// `machine`: the nonce of the record under [`node`].
+pub fn retired(node: &NodeName, machine: &str) -> String {
+    format!("{RETIRED}{node}/{machine}")
 }
 
 /// `digest`: 64 hex digits of blake3.

@@ -22,7 +22,9 @@ pub mod keys;
 mod local;
 pub mod logs;
 mod open;
+pub mod parked;
 pub mod record;
+pub mod retired;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

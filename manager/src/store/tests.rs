@@ -269,6 +269,8 @@ async fn a_node_name_is_given_once() {
         nonce: nonce.into(),
         address: address.into(),
         bridge: Some(Ipv4Addr::new(10, 77, 0, 1)),
+        own_lease_ms: None,
+        lease_ms: None,
         at: chrono::DateTime::UNIX_EPOCH,
     };
     let first = store.claim_node_name(&record("a", "10.77.0.1:1")).await.unwrap();
@@ -327,7 +329,15 @@ async fn no_container_gets_the_address_of_a_node() {
     for (node, last) in [("n1", 129), ("n2", 130), ("n3", 131)] {
         let bridge = Some(ip(last));
         let (node, nonce, address) = (node.parse().unwrap(), node.to_owned(), format!("192.0.2.{last}:7420"));
-        let record = NodeRecord { node, nonce, address, bridge, at: chrono::DateTime::UNIX_EPOCH };
+        let record = NodeRecord {
+            node,
+            nonce,
+            address,
+            bridge,
+            own_lease_ms: None,
+            lease_ms: None,
+            at: chrono::DateTime::UNIX_EPOCH,
+        };
         store.claim_node_name(&record).await.unwrap();
     }
     // One that has not registered, but is heard.

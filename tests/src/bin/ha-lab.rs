@@ -1,10 +1,11 @@
-//! The laboratory's program: the demo and the benchmarks, and the helpers that hold nodes up.
+//! The laboratory's program: the demo, the benchmarks, the random faults, and the helpers that hold nodes up.
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use ha_lab::{
     census::Census,
+    chaos::{self, Length},
     demo::Workload,
     lab::{
         Lab, NodeOptions,
@@ -13,7 +14,7 @@ use ha_lab::{
 };
 
 #[derive(Parser)]
-#[command(name = "ha-lab", about = "Nodes made of namespaces: demo, benchmarks, images", version)]
+#[command(name = "ha-lab", about = "Nodes made of namespaces: demo, benchmarks, random faults, images", version)]
 struct Cli {
     #[command(subcommand)]
     command: Cmd,
@@ -37,6 +38,21 @@ enum Cmd {
         /// Print the names and what they mean, and measure nothing.
         #[arg(long)]
         list: bool,
+    },
+    /// Random faults against three nodes, and the verdict over what became of their containers.
+    Chaos {
+        /// Faults that begin within so many minutes.
+        #[arg(long, default_value_t = 5.0, conflicts_with = "faults")]
+        minutes: f64,
+        /// So many faults.
+        #[arg(long)]
+        faults: Option<usize>,
+        /// Decides which faults come and when.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Print the faults and do nothing.
+        #[arg(long)]
+        plan: bool,
     },
     /// Build the root file system of a workload into a directory: counter, redis or vlc.
     Image { name: String, dir: std::path::PathBuf },
@@ -80,9 +96,17 @@ fn run(command: Cmd) -> anyhow::Result<u8> {
         Cmd::Image { name, dir } => ha_lab::images::build(&name, &dir)?,
         Cmd::Demo { workload } => ha_lab::demo::run(workload)?,
         Cmd::Bench { list: true, .. } => {
-            ha_lab::bench::NAMES.iter().for_each(|(name, meaning)| println!("{name:<38}{meaning}"));
+            ha_lab::bench::names().iter().for_each(|(name, meaning)| println!("{name:<48}{meaning}"));
         }
         Cmd::Bench { only, samples, .. } => ha_lab::bench::run(only.as_deref(), samples.max(1))?,
+        Cmd::Chaos { minutes, faults, seed, plan } => {
+            let length = faults.map_or(Length::Minutes(minutes), Length::Faults);
+            if plan {
+                chaos::print_plan(seed, length);
+            } else {
+                return Ok(u8::from(!chaos::run(seed, length)?));
+            }
+        }
         Cmd::Nodes { count } => nodes(count)?,
         Cmd::Census => println!("{}", serde_json::to_string(&Census::here())?),
         Cmd::NodeWarden(args) => warden::node_warden(&args)?,

@@ -12,6 +12,7 @@ use std::{
 };
 
 use anyhow::Context;
+use serde::Serialize;
 
 #[path = "../workloads/counter.rs"]
 #[allow(dead_code)]
@@ -24,7 +25,7 @@ pub struct Counter {
 }
 
 /// A state of the counter: a number and the hash of all before it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Value {
     pub value: u64,
     pub hash: u64,
@@ -35,6 +36,12 @@ impl Value {
     #[must_use]
     pub fn next(self) -> Self {
         Self { value: self.value + 1, hash: server::chain(self.hash, self.value + 1) }
+    }
+
+    /// The state that follows a count with a token.
+    #[must_use]
+    pub fn next_with(self, token: u64) -> Self {
+        Self { value: self.value + 1, hash: server::chain_with(self.hash, self.value + 1, token) }
     }
 
     /// True when the hash is the one that `value` steps from the start give.
@@ -54,6 +61,14 @@ impl Counter {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(timeout))?;
         Ok(Self { reader: BufReader::new(stream) })
+    }
+
+    /// From now on an answer may take `timeout`.
+    ///
+    /// # Errors
+    /// From the socket.
+    pub fn set_timeout(&self, timeout: Duration) -> io::Result<()> {
+        self.reader.get_ref().set_read_timeout(Some(timeout))
     }
 
     fn ask(&mut self, request: &str) -> io::Result<String> {
@@ -80,6 +95,14 @@ impl Counter {
     /// From the socket: a timeout, a reset, an end.
     pub fn incr(&mut self) -> io::Result<Value> {
         self.value("incr\n")
+    }
+
+    /// The next state, with the token in its hash.
+    ///
+    /// # Errors
+    /// As `incr`.
+    pub fn incr_with(&mut self, token: u64) -> io::Result<Value> {
+        self.value(&format!("incr {token}\n"))
     }
 
     /// The current state.
@@ -238,7 +261,7 @@ fn poll_once(
 ) -> io::Result<()> {
     // Short, and tried again: a connection asked for while nobody is there is not noticed when somebody comes.
     let mut counter = Counter::connect(address, timeout.min(Duration::from_millis(50)))?;
-    counter.reader.get_ref().set_read_timeout(Some(timeout))?;
+    counter.set_timeout(timeout)?;
     let mut before: Option<Value> = None;
     while !stop.load(Ordering::Relaxed) {
         let state = counter.incr()?;
@@ -265,5 +288,8 @@ mod tests {
         assert!(third.is_genuine());
         assert!(!Value { value: 2, ..third }.is_genuine());
         assert!(!Value { hash: third.hash ^ 1, ..third }.is_genuine());
+        let second = Value { value: 0, hash: 0 }.next().next();
+        assert_ne!(second.next_with(1), second.next_with(2));
+        assert_ne!(second.next_with(1).hash, third.hash);
     }
 }

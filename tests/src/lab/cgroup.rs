@@ -137,6 +137,29 @@ pub fn mount_inside(all: &[Hierarchy]) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Kills what is in the group `name` and below, and then thaws it: in version 1 what is frozen cannot die. Killed first, it
+/// does not run its program again.
+pub fn kill_frozen(name: &str) {
+    let freezes = |h: &Hierarchy| h.v1_options.as_deref().is_some_and(|o| o.split(',').any(|word| word == "freezer"));
+    for hierarchy in hierarchies().unwrap_or_default().iter().filter(|h| freezes(h)) {
+        let mut groups = vec![hierarchy.mount_point.join(name)];
+        let mut at = 0;
+        while let Some(dir) = groups.get(at).cloned() {
+            let entries = fs::read_dir(&dir).into_iter().flatten().flatten();
+            groups.extend(entries.filter(|entry| entry.path().is_dir()).map(|entry| entry.path()));
+            let members = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+            for pid in members.lines().filter_map(|line| line.parse().ok()) {
+                // Dead already is as good.
+                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+            }
+            at += 1;
+        }
+        for dir in groups {
+            let _ = fs::write(dir.join("freezer.state"), "THAWED");
+        }
+    }
+}
+
 /// Removes the group `name` and everything below it, in every hierarchy. Processes that were just killed leave their
 /// groups a moment after their parent has reaped them, hence the patience.
 ///

@@ -17,6 +17,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -97,7 +98,10 @@ fn keep(args: &NodeArgs) -> anyhow::Result<()> {
     let waited = pidfd(pid).and_then(|init| wait_life_or(Some(&init)));
     // Already dead after a power cut; its number cannot be reused before it is waited for below.
     let _ = kill(pid, Signal::SIGKILL);
-    init.wait().context("cannot wait for the node's first process")?;
+    while init.try_wait().context("cannot wait for the node's first process")?.is_none() {
+        cgroup::kill_frozen(&args.group);
+        std::thread::sleep(Duration::from_millis(5));
+    }
     waited
 }
 

@@ -6,6 +6,7 @@
 //! | request | answer |
 //! |---|---|
 //! | `incr` | the next `VALUE HASH` |
+//! | `incr TOKEN` | the same, with the number TOKEN in the chain: two histories that began alike are told apart |
 //! | `get` | the current `VALUE HASH` |
 //! | `check` | `ok PAGES`, or `broken PAGE` when the ballast has changed |
 //! | `id` | a number drawn when the process started: a cold start is told from a restore |
@@ -14,7 +15,8 @@
 //! | `arm` | `armed`: the next `incr` ends the process, as part of the state |
 //! | `exit CODE` | none: the process ends with CODE |
 //!
-//! `ha-counter [--listen ADDR] [--ballast-mb N] [--file PATH]…`; every `incr` appends its answer to each PATH.
+//! `ha-counter [--listen ADDR] [--ballast-mb N] [--file PATH]… [--tick PATH]`; every `incr` appends its answer to each PATH of
+//! `--file`, and each millisecond in which the program runs appends a byte to that of `--tick`.
 //! `ha-counter --probe ADDR` asks for its health and exits 0 or 1. The same program is a healthcheck for other servers:
 //! `--ask ADDR LINE ANSWER` sends a line and wants that answer; `--knock ADDR` only connects, which the kernel answers for a
 //! program that hangs, too.
@@ -44,6 +46,11 @@ struct State {
     armed: bool,
 }
 
+/// The hash of `value` with its client's token, chained to the one before.
+pub fn chain_with(previous: u64, value: u64, token: u64) -> u64 {
+    chain(chain(previous, value), token)
+}
+
 /// The hash of `value`, chained to the one before (splitmix64's finisher): a wrong history gives a wrong hash.
 pub fn chain(previous: u64, value: u64) -> u64 {
     let mut z = previous.wrapping_add(value.wrapping_mul(0x9e37_79b9_7f4a_7c15));
@@ -67,18 +74,25 @@ impl State {
         Self { value: 0, hash: 0, ballast, files, id, sick: None, armed: false }
     }
 
+    fn count(&mut self, hash: impl FnOnce(u64, u64) -> u64) -> io::Result<String> {
+        if self.armed {
+            process::exit(70);
+        }
+        self.value += 1;
+        self.hash = hash(self.hash, self.value);
+        let line = format!("{} {:016x}", self.value, self.hash);
+        for file in &mut self.files {
+            writeln!(file, "{line}")?;
+        }
+        Ok(line)
+    }
+
     fn answer(&mut self, request: &str) -> io::Result<String> {
+        if let Some(Ok(token)) = request.strip_prefix("incr ").map(str::parse) {
+            return self.count(|hash, value| chain_with(hash, value, token));
+        }
         match request {
-            "incr" if self.armed => process::exit(70),
-            "incr" => {
-                self.value += 1;
-                self.hash = chain(self.hash, self.value);
-                let line = format!("{} {:016x}", self.value, self.hash);
-                for file in &mut self.files {
-                    writeln!(file, "{line}")?;
-                }
-                Ok(line)
-            }
+            "incr" => self.count(chain),
             "get" => Ok(format!("{} {:016x}", self.value, self.hash)),
             "check" => {
                 let wrong = |(page, bytes): (usize, &[u8])| bytes.iter().any(|b| *b != pattern(page)).then_some(page);
@@ -122,6 +136,13 @@ fn serve(stream: TcpStream, state: &Mutex<State>) -> io::Result<()> {
     Ok(())
 }
 
+/// As long as it runs the file grows: whoever looks at its length sees whether the program does anything.
+fn tick(mut file: File) {
+    while file.write_all(b".").is_ok() {
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// `question`: what to say, and the line that has to come back.
 fn probe(address: &str, question: Option<(&str, &str)>) -> io::Result<()> {
     let target = address.parse().map_err(|err| io::Error::other(format!("{address}: {err}")))?;
@@ -134,8 +155,12 @@ fn probe(address: &str, question: Option<(&str, &str)>) -> io::Result<()> {
     if line.trim_end() == wanted { Ok(()) } else { Err(io::Error::other(format!("{question}: it answers {line:?}"))) }
 }
 
+fn appended(path: &str) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).open(path)
+}
+
 fn run() -> io::Result<()> {
-    let (mut listen, mut ballast_mb, mut files) = ("0.0.0.0:7000".to_owned(), 4, Vec::new());
+    let (mut listen, mut ballast_mb, mut files, mut ticks) = ("0.0.0.0:7000".to_owned(), 4, Vec::new(), None);
     let mut args = env::args().skip(1);
     while let Some(name) = args.next() {
         let mut next = || args.next().ok_or_else(|| io::Error::other(format!("{name} needs another value")));
@@ -146,13 +171,17 @@ fn run() -> io::Result<()> {
             "--knock" => return probe(&value, None),
             "--listen" => listen = value,
             "--ballast-mb" => ballast_mb = value.parse().map_err(io::Error::other)?,
-            "--file" => files.push(OpenOptions::new().create(true).append(true).open(value)?),
+            "--file" => files.push(appended(&value)?),
+            "--tick" => ticks = Some(appended(&value)?),
             _ => return Err(io::Error::other(format!("unknown option {name}"))),
         }
     }
     let state = Arc::new(Mutex::new(State::new(ballast_mb, files)));
     let listener = TcpListener::bind(&listen)?;
     println!("listening on {listen}");
+    if let Some(file) = ticks {
+        thread::Builder::new().stack_size(64 * 1024).spawn(move || tick(file))?;
+    }
     for stream in listener.incoming() {
         let (stream, state) = (stream?, Arc::clone(&state));
         thread::Builder::new().stack_size(64 * 1024).spawn(move || {

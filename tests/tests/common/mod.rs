@@ -2,8 +2,10 @@
 #![allow(dead_code)]
 
 mod leftovers;
+pub mod observer;
 pub mod operator;
 pub mod watch;
+pub mod ways;
 
 use std::{
     fs,
@@ -54,6 +56,8 @@ pub fn client<T: Send + 'static>(
     let address: SocketAddr = format!("{ADDRESS}:7000").parse().unwrap();
     let run = move || {
         let mut counter = connect_patiently(address, PATIENCE)?;
+        // It serves; a machine with much else to do may take its time.
+        counter.set_timeout(Duration::from_secs(5))?;
         Ok(work(&mut counter)?)
     };
     cluster.lab.on_client(run).unwrap().join().unwrap().unwrap()

@@ -70,6 +70,7 @@ fn values() {
     refuses("working_dir: srv", 18, ".working_dir", "absolute");
     refuses("container_name: Web", 21, ".container_name", "a-z");
     refuses("healthcheck: {test: [RUN, x]}", 25, ".healthcheck.test", "CMD-SHELL");
+    refuses("healthcheck: {test: [CMD, '', x]}", 25, ".healthcheck.test", "names no program");
     refuses("healthcheck: {test: [CMD]}", 25, ".healthcheck.test", "CMD-SHELL");
     refuses("healthcheck: {test: []}", 25, ".healthcheck.test", "CMD-SHELL");
     refuses("healthcheck: {interval: 1s}", 18, ".healthcheck", "`test` is missing");

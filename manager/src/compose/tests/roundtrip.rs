@@ -1,134 +1,14 @@
 //! A specification written as a Compose file by another library is read back as itself.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use proptest::{collection::vec, option, prelude::*};
-use serde_json::{Value, json};
 
 use super::*;
 use crate::spec::{Mac, NetworkSpec};
 
-/// Text in which a variable would be one: a dollar sign is doubled.
-fn text(text: &str) -> Value {
-    json!(text.replace('$', "$$"))
-}
-
-fn list(words: &[String]) -> Value {
-    Value::Array(words.iter().map(|word| text(word)).collect())
-}
-
-fn map(pairs: &BTreeMap<String, String>) -> Value {
-    Value::Object(pairs.iter().map(|(name, value)| (name.clone(), text(value))).collect())
-}
-
-fn millis(duration: Duration) -> Value {
-    json!(format!("{}ms", duration.as_millis()))
-}
-
-fn mount(mount: &Mount) -> Value {
-    let mut value = match &mount.source {
-        MountSource::Volume { name } => json!({"type": "volume", "source": name}),
-        MountSource::HostBind { path } => json!({"type": "bind", "source": text(path.to_str().unwrap())}),
-        MountSource::Tmpfs { size_bytes: None } => json!({"type": "tmpfs"}),
-        MountSource::Tmpfs { size_bytes: Some(size) } => json!({"type": "tmpfs", "tmpfs": {"size": size}}),
-    };
-    value["target"] = text(mount.target.to_str().unwrap());
-    value["read_only"] = json!(mount.read_only);
-    value
-}
-
-fn restart(policy: RestartPolicy) -> String {
-    match policy {
-        RestartPolicy::No => "no".into(),
-        RestartPolicy::Always => "always".into(),
-        RestartPolicy::UnlessStopped => "unless-stopped".into(),
-        RestartPolicy::OnFailure { max: None } => "on-failure".into(),
-        RestartPolicy::OnFailure { max: Some(max) } => format!("on-failure:{max}"),
-    }
-}
-
-fn recovery(policy: &RecoveryPolicy) -> String {
-    let step = |step: &RecoveryStep| match step {
-        RecoveryStep::Restart { max } => format!("restart:{max}"),
-        RecoveryStep::Failover => "failover".into(),
-        RecoveryStep::OlderSnapshot { max } => format!("older-snapshot:{max}"),
-        RecoveryStep::ColdStart => "cold-start".into(),
-    };
-    policy.steps.iter().map(step).collect::<Vec<_>>().join(", ")
-}
-
-fn service(spec: &ContainerSpec) -> Value {
-    let mut annotations = map(&spec.annotations);
-    annotations["io.ha-manager.keep"] = json!(spec.keep);
-    annotations["io.ha-manager.keep-manual"] = json!(spec.keep_manual);
-    annotations["io.ha-manager.recovery"] = json!(recovery(&spec.recovery));
-    match spec.state {
-        StateKind::Stateless => annotations["io.ha-manager.state"] = json!("stateless"),
-        StateKind::Stateful { sensitivity } => annotations["io.ha-manager.state-sensitivity"] = millis(sensitivity),
-    }
-    let mut value = json!({
-        "image": text(&spec.image),
-        "environment": map(&spec.environment),
-        "volumes": spec.mounts.iter().map(mount).collect::<Vec<_>>(),
-        "restart": restart(spec.restart),
-        "annotations": annotations,
-        "networks": {"default": {}},
-        "ulimits": spec.rlimits.iter().map(|limit| {
-            let hard = if limit.hard == u64::MAX { json!(-1) } else { json!(limit.hard) };
-            (limit.name.clone(), json!({"soft": limit.soft, "hard": hard}))
-        }).collect::<serde_json::Map<_, _>>(),
-        "depends_on": spec.depends_on.iter().map(|needed| {
-            let condition = match needed.condition {
-                Condition::Started => "service_started",
-                Condition::Healthy => "service_healthy",
-            };
-            (needed.name.to_string(), json!({"condition": condition}))
-        }).collect::<serde_json::Map<_, _>>(),
-    });
-    if let Some(words) = &spec.entrypoint {
-        value["entrypoint"] = list(words);
-    }
-    if let Some(words) = &spec.command {
-        value["command"] = list(words);
-    }
-    for (key, word) in [("working_dir", &spec.working_dir), ("user", &spec.user), ("hostname", &spec.hostname)] {
-        if let Some(word) = word {
-            value[key] = text(word);
-        }
-    }
-    if let Some(addr) = spec.network.ipv4 {
-        value["networks"]["default"]["ipv4_address"] = json!(addr);
-    }
-    if let Some(mac) = spec.network.mac {
-        value["mac_address"] = json!(mac);
-    }
-    if let Some(check) = &spec.healthcheck {
-        let test: Vec<String> = [strings(&["CMD"]), check.argv.clone()].concat();
-        value["healthcheck"] = json!({
-            "test": list(&test), "interval": millis(check.interval), "timeout": millis(check.timeout),
-            "start_period": millis(check.start_period), "retries": check.retries,
-        });
-        if let Some(interval) = check.start_interval {
-            value["healthcheck"]["start_interval"] = millis(interval);
-        }
-    }
-    value
-}
-
 fn render(specs: &[ContainerSpec]) -> String {
-    let services: serde_json::Map<_, _> = specs.iter().map(|spec| (spec.name.to_string(), service(spec))).collect();
-    let volumes: BTreeSet<_> = specs
-        .iter()
-        .flat_map(|spec| &spec.mounts)
-        .filter_map(|mount| match &mount.source {
-            MountSource::Volume { name } => Some(name.clone()),
-            _ => None,
-        })
-        .collect();
-    let volumes: serde_json::Map<_, _> = volumes.into_iter().map(|name| (name, Value::Null)).collect();
     // As a block scalar it writes "\n" in a form that reads as "".
     let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
-    serde_saphyr::to_string_with_options(&json!({"services": services, "volumes": volumes}), options).unwrap()
+    serde_saphyr::to_string_with_options(&super::super::render::file(specs), options).unwrap()
 }
 
 fn any_text() -> impl Strategy<Value = String> {
@@ -185,16 +65,16 @@ fn state() -> impl Strategy<Value = (StateKind, RecoveryPolicy)> {
 fn healthcheck() -> impl Strategy<Value = Healthcheck> {
     let interval = || duration().prop_map(|duration| duration.max(Duration::from_millis(10)));
     let start = (duration(), option::of(interval()));
-    (vec(any_text(), 1..3), interval(), duration(), start, 1u32..1000).prop_map(
-        |(argv, interval, timeout, (start_period, start_interval), retries)| Healthcheck {
+    (vec(any_text(), 1..3), interval(), duration(), start, 1u32..1000)
+        .prop_filter("a program", |(argv, ..)| !argv[0].is_empty())
+        .prop_map(|(argv, interval, timeout, (start_period, start_interval), retries)| Healthcheck {
             argv,
             interval,
             timeout,
             start_period,
             start_interval,
             retries,
-        },
-    )
+        })
 }
 
 fn restart_policy() -> impl Strategy<Value = RestartPolicy> {

@@ -1,0 +1,212 @@
+//! The parent of all containers' control groups: stopping everybody in it, also those who come later, and letting them go on.
+//!
+//! In the version 1 freezer a frozen process does not even die of SIGKILL before it is thawed; in version 2 it does. A group
+//! that does not exist is made: a container that begins in it later begins frozen.
+
+use std::{
+    fs, io,
+    path::{Component, Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+/// Freezing is tried this long before everybody is killed, and killing as long before it has failed.
+const PATIENCE: Duration = Duration::from_millis(500);
+const PAUSE: Duration = Duration::from_millis(2);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// `freezer.state`.
+    V1,
+    /// `cgroup.freeze`.
+    V2,
+}
+
+#[derive(Debug)]
+pub(super) struct Freezer {
+    kind: Kind,
+    dir: PathBuf,
+}
+
+/// How everybody was stopped.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Stopped {
+    Frozen,
+    /// Freezing had failed, for this reason.
+    Killed(String),
+}
+
+impl Freezer {
+    /// The group `path` (`/ha-manager`) below the hierarchies that this process sees.
+    pub fn find(path: &Path) -> Result<Self, String> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(|e| format!("/proc/self/mountinfo: {e}"))?;
+        Self::among(path, &mounts)
+    }
+
+    /// The version 1 freezer where there is one, for containers then are in it.
+    fn among(path: &Path, mountinfo: &str) -> Result<Self, String> {
+        let plain = |path: &Path| path.components().all(|part| matches!(part, Component::Normal(_)));
+        let relative = path.strip_prefix("/").ok().filter(|path| plain(path) && !path.as_os_str().is_empty());
+        let relative = relative.ok_or_else(|| format!("{} is not a control group's path", path.display()))?;
+        let mounted = |kind: Kind| {
+            let fits = move |line: &&str| kind_of(line) == Some(kind);
+            let mut found = mountinfo.lines().filter(fits).filter_map(|line| line.split(' ').nth(4));
+            // Of several the usual one: others are somebody else's view.
+            let first = found.clone().next();
+            found.find(|dir| Path::new(dir).starts_with("/sys/fs/cgroup")).or(first)
+        };
+        let at = |kind: Kind| mounted(kind).map(|dir| Self { kind, dir: Path::new(dir).join(relative) });
+        at(Kind::V1).or_else(|| at(Kind::V2)).ok_or_else(|| {
+            "neither the freezer controller nor the version 2 hierarchy of control groups is mounted; mount one, e.g. \
+             `mount -t cgroup2 none /sys/fs/cgroup`"
+                .to_owned()
+        })
+    }
+
+    /// Whether it was frozen, by whomever.
+    pub fn is_frozen(&self) -> bool {
+        match self.kind {
+            Kind::V1 => self.read("freezer.self_freezing").is_ok_and(|text| text.trim() == "1"),
+            Kind::V2 => self.read("cgroup.freeze").is_ok_and(|text| text.trim() == "1"),
+        }
+    }
+
+    /// Freezes everybody in it and all who will come; kills them when that does not succeed.
+    ///
+    /// # Errors
+    /// When somebody still runs. Blocks for twice [`PATIENCE`] at most.
+    pub fn stop(&self) -> Result<Stopped, String> {
+        let Err(why) = self.freeze() else { return Ok(Stopped::Frozen) };
+        match self.kill_all() {
+            Ok(()) => Ok(Stopped::Killed(why)),
+            Err(alive) => Err(format!("{why}; {alive}")),
+        }
+    }
+
+    fn freeze(&self) -> Result<(), String> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let why = match self.try_freeze() {
+                Ok(true) => return Ok(()),
+                Ok(false) => format!("{} has not become frozen", self.dir.display()),
+                Err(error) => format!("{} cannot be frozen: {error}", self.dir.display()),
+            };
+            if Instant::now() >= deadline {
+                return Err(why);
+            }
+            thread::sleep(PAUSE);
+        }
+    }
+
+    /// One attempt; version 1 needs to be told again when processes were being made meanwhile.
+    fn try_freeze(&self) -> io::Result<bool> {
+        fs::create_dir_all(&self.dir)?;
+        match self.kind {
+            Kind::V1 => {
+                self.write("freezer.state", "FROZEN")?;
+                Ok(self.read("freezer.state")?.trim() == "FROZEN")
+            }
+            Kind::V2 => {
+                self.write("cgroup.freeze", "1")?;
+                Ok(self.read("cgroup.events")?.lines().any(|line| line == "frozen 1"))
+            }
+        }
+    }
+
+    /// Lets everybody go on.
+    pub fn thaw(&self) -> Result<(), String> {
+        let done = match self.kind {
+            Kind::V1 => self.write("freezer.state", "THAWED"),
+            Kind::V2 => self.write("cgroup.freeze", "0"),
+        };
+        match done {
+            // Without a group there is nobody.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other.map_err(|error| format!("{} cannot be thawed: {error}", self.dir.display())),
+        }
+    }
+
+    fn kill_all(&self) -> Result<(), String> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut before = Vec::new();
+        let mut all_are_dying = false;
+        let left = loop {
+            // Where the kernel has it: all at once, also those that are just being forked.
+            let _ = self.write("cgroup.kill", "1");
+            let alive = self.alive();
+            for pid in &alive {
+                // It may have ended since; who has not is found in the next round.
+                let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+            }
+            if alive.is_empty() || Instant::now() >= deadline {
+                break alive;
+            }
+            // Who is made in a freezing group is frozen from the start. So when two rounds found the same, all have their
+            // death before them and may be thawed to meet it: none returns to its program.
+            all_are_dying |= alive == before;
+            if all_are_dying && self.kind == Kind::V1 {
+                let _ = self.thaw();
+            }
+            before = alive;
+            thread::sleep(PAUSE);
+        };
+        // For those who come later.
+        let _ = self.try_freeze();
+        if left.is_empty() {
+            return Ok(());
+        }
+        let some: Vec<String> = left.iter().take(5).map(i32::to_string).collect();
+        Err(format!("{} of its processes cannot be killed either (pid {})", left.len(), some.join(", ")))
+    }
+
+    /// Everybody in it, or below, who has not ended; sorted.
+    fn alive(&self) -> Vec<i32> {
+        let (mut found, mut todo) = (Vec::new(), vec![self.dir.clone()]);
+        while let Some(dir) = todo.pop() {
+            let members = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+            found.extend(members.lines().filter_map(|pid| pid.parse::<i32>().ok()).filter(|pid| *pid > 0));
+            let entries = fs::read_dir(&dir).into_iter().flatten().flatten();
+            todo.extend(entries.filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir())).map(|e| e.path()));
+        }
+        found.retain(|pid| !has_ended(*pid));
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+
+    fn read(&self, file: &str) -> io::Result<String> {
+        fs::read_to_string(self.dir.join(file))
+    }
+
+    /// Never makes a file: on a hierarchy that lacks it that has to be an error.
+    fn write(&self, file: &str, text: &str) -> io::Result<()> {
+        use std::io::Write;
+        fs::OpenOptions::new().write(true).open(self.dir.join(file))?.write_all(text.as_bytes())
+    }
+}
+
+/// Of a line of mountinfo.
+fn kind_of(line: &str) -> Option<Kind> {
+    let mut words = line.split_once(" - ")?.1.split(' ');
+    match words.next()? {
+        "cgroup2" => Some(Kind::V2),
+        "cgroup" => words.nth(1)?.split(',').any(|word| word == "freezer").then_some(Kind::V1),
+        _ => None,
+    }
+}
+
+fn has_ended(pid: i32) -> bool {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
+    // The name, in parentheses, may have anything in it.
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    matches!(state, Some('Z' | 'X'))
+}
+
+#[cfg(test)]
+#[path = "freezer_tests.rs"]
+mod tests;
