@@ -174,7 +174,7 @@ pub struct Rm {
 
 #[derive(Debug, Args)]
 pub struct Retire {
-    /// Refused while it lives or owns containers.
+    /// The node's name. Refused while it lives (it is heard, or wrote to the store within `lease.long`) or owns containers.
     pub node: String,
 }
 

@@ -9,7 +9,7 @@ use super::{Scenario, play, run};
 pub enum SimulateError {
     #[error("{0}")]
     Scenario(#[from] super::ScenarioError),
-    #[error("an invariant broke; the table above says which and when")]
+    #[error("an invariant broke, or an expectation of the file; the table above says which and when")]
     Broken,
     #[error("cannot write: {0}")]
     Write(#[from] std::io::Error),

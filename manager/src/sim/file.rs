@@ -165,7 +165,10 @@ fn scenario(file: File) -> Result<Scenario, String> {
         return Err("lease.short is at least 100ms, and lease.long is not less".to_owned());
     }
     let mut containers = Vec::new();
-    for item in &file.containers {
+    for (index, item) in file.containers.iter().enumerate() {
+        if file.containers[..index].iter().any(|other| other.name == item.name) {
+            return Err(format!("two containers are called {}", item.name));
+        }
         let restore = item.restore.micros();
         containers.push(Container {
             name: item.name.to_string(),
@@ -185,6 +188,13 @@ fn scenario(file: File) -> Result<Scenario, String> {
     let last = timeline.last().map_or(0, |(at, _)| *at);
     let quiet = file.quiet.map_or(last, Time::micros).max(last);
     let end = file.end.map_or(quiet + Scenario::patience(terms), Time::micros).max(quiet);
+    for wish in &file.expect {
+        let last = wish.last();
+        if last > end {
+            let (last, end) = (super::expect::seconds(last), super::expect::seconds(end));
+            return Err(format!("what is expected of {} at {last} is after the end ({end})", wish.container));
+        }
+    }
     Ok(Scenario {
         seed: file.seed,
         nodes: file.nodes,
@@ -206,6 +216,12 @@ fn scenario(file: File) -> Result<Scenario, String> {
 }
 
 impl Wish {
+    /// The last moment that it needs.
+    fn last(&self) -> super::Micros {
+        let of = |time: Option<Time>| time.map_or(0, Time::micros);
+        of(self.at).max(of(self.after) + of(self.failover_within))
+    }
+
     fn expect(&self, containers: &[Container], nodes: usize) -> Result<Expect, String> {
         let named = |container: &Container| container.name == self.container.as_str();
         let container =

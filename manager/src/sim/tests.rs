@@ -86,6 +86,8 @@ fn a_word_that_is_not_known_is_refused_with_its_line() {
         ("nodes = 2", "nodes = 4000000000", "1 to 16 nodes"),
         ("t = \"10s\"", "t = \"10\"", "not a duration"),
         ("t = \"10s\"", "t = \"48h\"", "longer than a day"),
+        ("\n[[at]]", "\n[[container]]\nname = \"db\"\nowner = \"n2\"\n\n[[at]]", "two containers are called db"),
+        ("\n[[at]]", "\n[[expect]]\ncontainer = \"db\"\nruns = \"n2\"\nat = \"5h\"\n\n[[at]]", "after the end"),
     ] {
         let error = refused(&SCENARIO.replace(old, new));
         assert!(error.contains(said), "{new}: {error}");
