@@ -137,27 +137,23 @@ pub fn mount_inside(all: &[Hierarchy]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Kills what is in the group `name` and below, and then thaws it: in version 1 what is frozen cannot die. Killed first, it
-/// does not run its program again.
-pub fn kill_frozen(name: &str) {
-    let freezes = |h: &Hierarchy| h.v1_options.as_deref().is_some_and(|o| o.split(',').any(|word| word == "freezer"));
-    for hierarchy in hierarchies().unwrap_or_default().iter().filter(|h| freezes(h)) {
+/// Lets everybody in the group `name` and below go on, in every hierarchy with a version 1 freezer.
+///
+/// # Errors
+/// When /proc is not readable.
+pub fn thaw(name: &str) -> anyhow::Result<()> {
+    for hierarchy in hierarchies()? {
         let mut groups = vec![hierarchy.mount_point.join(name)];
-        let mut at = 0;
-        while let Some(dir) = groups.get(at).cloned() {
-            let entries = fs::read_dir(&dir).into_iter().flatten().flatten();
-            groups.extend(entries.filter(|entry| entry.path().is_dir()).map(|entry| entry.path()));
-            let members = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
-            for pid in members.lines().filter_map(|line| line.parse().ok()) {
-                // Dead already is as good.
-                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        while let Some(group) = groups.pop() {
+            if group.join("freezer.state").exists() {
+                // A group that has just gone has nobody in it.
+                let _ = fs::write(group.join("freezer.state"), "THAWED");
+                let entries = fs::read_dir(&group).into_iter().flatten().flatten();
+                groups.extend(entries.filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir())).map(|e| e.path()));
             }
-            at += 1;
-        }
-        for dir in groups {
-            let _ = fs::write(dir.join("freezer.state"), "THAWED");
         }
     }
+    Ok(())
 }
 
 /// Removes the group `name` and everything below it, in every hierarchy. Processes that were just killed leave their
