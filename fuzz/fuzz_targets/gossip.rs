@@ -9,7 +9,8 @@ use std::{collections::BTreeSet, time::Duration};
 
 use ha_manager::{
     fuzzing::{read_gossip, read_indirect, write_gossip},
-    membership::{Boot, CallId, Config, Core, Gossip, Input, MAX_RUMOURS, Me, Output, Request, Time},
+    membership::{Boot, CallId, Config, Contacts, Core, Gossip, Input, MAX_RUMOURS, Me, Output, Request, Time, Touch},
+    spec::NodeName,
 };
 use ha_proto::peer as pb;
 use libfuzzer_sys::fuzz_target;
@@ -62,15 +63,17 @@ struct Bench {
     calls: Vec<CallId>,
     highest_call: Option<CallId>,
     incarnation: u64,
+    /// Announced, and so remembered before they are sent anything.
+    known: BTreeSet<NodeName>,
 }
 
 impl Bench {
     fn new() -> Self {
         let config = Config { max_peers: MAX_PEERS, ..Config::new(CLUSTER) };
         let me = Me { name: "me".parse().unwrap(), address: "me:1".into(), boot: Boot([9; 16]) };
-        let core = Core::new(config, me, vec!["seed:1".into()], 1, Time::ZERO).unwrap();
+        let core = Core::new(config, me, vec!["seed:1".into()], Contacts::default(), 1, Time::ZERO).unwrap();
         let (now, open, calls) = (Time::ZERO, BTreeSet::new(), Vec::new());
-        Self { core, now, open, tokens: 0, calls, highest_call: None, incarnation: 0 }
+        Self { core, now, open, tokens: 0, calls, highest_call: None, incarnation: 0, known: BTreeSet::new() }
     }
 
     /// Time passes: with its timers on time, or (the high bit) in one leap, as for a node that was not run.
@@ -130,15 +133,16 @@ impl Bench {
             match output {
                 Output::Reply { token, gossip, .. } => {
                     assert!(self.open.remove(&token), "answered twice, or never asked");
-                    readable(&gossip);
+                    self.may_send(&gossip);
                 }
                 Output::Call { id, gossip, timeout, .. } => {
                     assert!(Some(id) > self.highest_call, "a call's name is used twice");
                     assert!(timeout > Duration::ZERO);
                     self.highest_call = Some(id);
                     self.calls.push(id);
-                    readable(&gossip);
+                    self.may_send(&gossip);
                 }
+                Output::Touch { node, kind } => drop((kind == Touch::Known).then(|| self.known.insert(node))),
                 Output::Event(_) => {}
             }
         }
@@ -151,6 +155,13 @@ impl Bench {
         assert!(self.core.calls_pending() < 200, "{} calls", self.core.calls_pending());
         assert!(self.core.probes_pending() <= peers, "{} to probe of {peers}", self.core.probes_pending());
         assert!(self.core.deadline() > self.now, "a busy loop: due at {:?} at {:?}", self.core.deadline(), self.now);
+    }
+
+    /// What goes out is accepted by every peer, and goes to nobody by name who was not announced before.
+    fn may_send(&self, gossip: &Gossip) {
+        readable(gossip);
+        let unknown = gossip.to.as_ref().filter(|to| !self.known.contains(*to));
+        assert!(unknown.is_none(), "{unknown:?} is sent something and was not announced");
     }
 
     /// Whoever asked gets an answer.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ha_manager::{
     fuzzing::write_gossip,
-    membership::{Boot, Config, Core, Gossip, Input, Me, Output, Request, Time},
+    membership::{Boot, Config, Contacts, Core, Gossip, Input, Me, Output, Request, Time},
 };
 use ha_proto::peer as pb;
 use prost::Message;
@@ -39,7 +39,7 @@ fn talk(others: usize, rounds: usize, silent: Option<usize>, leave: bool) -> Vec
         let config = Config { max_peers: if index == 0 { 4 } else { 64 }, ..Config::new("c") };
         let (name, address) = (names[index].parse().unwrap(), format!("{}:1", names[index]));
         let me = Me { name, address, boot: Boot([9 - index as u8; 16]) };
-        Core::new(config, me, vec!["me:1".to_owned()], index as u64, Time::ZERO).unwrap()
+        Core::new(config, me, vec!["me:1".to_owned()], Contacts::default(), index as u64, Time::ZERO).unwrap()
     };
     let mut talk = Talk { cores: (0..=others).map(core).collect(), now: Time::ZERO, silent: None, steps: Vec::new() };
     for round in 0..rounds {
@@ -85,7 +85,7 @@ impl Talk {
                         None => drop(self.take(index, Input::Failed { call: id })),
                     }
                 }
-                Output::Event(_) => {}
+                Output::Event(_) | Output::Touch { .. } => {}
             }
         }
         replied
