@@ -16,33 +16,10 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use crate::event::Event;
 use crate::lab::{Cut, Lab, Node, NodeOptions};
-
-/// What a manager reports; `ha-manager events --json` prints one a line.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Event {
-    pub at: DateTime<Utc>,
-    pub node: String,
-    pub container: String,
-    pub kind: String,
-    pub message: String,
-    pub detail: Value,
-}
-
-impl Event {
-    /// A number of the detail.
-    pub fn number(&self, key: &str) -> Option<f64> {
-        self.detail.get(key)?.as_f64()
-    }
-
-    /// A text of the detail.
-    pub fn text(&self, key: &str) -> Option<&str> {
-        self.detail.get(key)?.as_str()
-    }
-}
 
 /// The managers' program: `HA_MANAGER_BIN`, or the one built beside `ha-lab`.
 ///

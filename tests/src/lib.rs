@@ -10,6 +10,7 @@ pub mod chaos;
 pub mod clients;
 pub mod cluster;
 pub mod demo;
+pub mod event;
 pub mod images;
 pub mod lab;
 pub mod plain;

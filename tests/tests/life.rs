@@ -4,12 +4,12 @@ mod common;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     time::SystemTime,
 };
 
 use common::{
     NEVER, PATIENCE, checkpoint, copies, count, epochs, events_since, files, scene, state, wait_until_serving,
+    ways::{Cut, cover_store, uncover_store},
 };
 use ha_lab::{
     cluster::{Cluster, Event},
@@ -17,39 +17,6 @@ use ha_lab::{
 };
 use nix::sys::signal::Signal;
 use serde_json::Value as Json;
-
-/// Heartbeats alone: containers still answer.
-const HEARTBEATS: &str = r#"
-table inet cut {
-  chain in {
-    type filter hook input priority 0;
-    iifname != "lo" tcp dport 7420 drop
-    iifname != "lo" tcp sport 7420 drop
-  }
-}
-"#;
-/// The link carries nothing any more, and has its carrier all the same.
-const EVERYTHING: &str = r#"
-table netdev cut {
-  chain in {
-    type filter hook ingress device "uplink" priority 0; policy drop;
-  }
-  chain out {
-    type filter hook egress device "uplink" priority 0; policy drop;
-  }
-}
-"#;
-
-fn block(cluster: &Cluster, member: usize, rules: &str) {
-    let node = &cluster.members[member].node;
-    let file = node.disk().join("cut.nft");
-    fs::write(&file, rules).unwrap();
-    node.exec(&format!("nft -f {}", file.display())).unwrap();
-}
-
-fn unblock(cluster: &Cluster, member: usize) {
-    cluster.members[member].node.exec("nft flush ruleset").unwrap();
-}
 
 /// The number of a node's newest sign of life.
 fn beat(cluster: &Cluster, node: &str) -> u64 {
@@ -104,7 +71,7 @@ fn nodes_that_do_not_hear_each_others_heartbeats_leave_each_other_alone() {
     let told = count(&cluster, 10);
     let id = state(&cluster).1;
     let since = SystemTime::now();
-    [0, 1].iter().for_each(|member| block(&cluster, *member, HEARTBEATS));
+    [0, 1].iter().for_each(|member| Cut::Heartbeats.begin(&cluster, *member));
     both_dead(&cluster, since);
     signs(&cluster, &["n1", "n2"], 6);
     let claimed = claims(&cluster, since);
@@ -112,7 +79,7 @@ fn nodes_that_do_not_hear_each_others_heartbeats_leave_each_other_alone() {
     assert_eq!((copies(&cluster), state(&cluster)), (2, (told, id.clone())));
     let notes = cluster.members[0].container("other").unwrap()["notes"].to_string();
     assert!(notes.contains("not taken over"), "{notes}");
-    [0, 1].iter().for_each(|member| unblock(&cluster, *member));
+    [0, 1].iter().for_each(|member| Cut::Heartbeats.end(&cluster, *member));
     cluster.wait_for_all().unwrap();
     assert_eq!((copies(&cluster), state(&cluster)), (2, (told, id)));
     // Nodes that hear each other have nothing to say in the store.
@@ -128,7 +95,7 @@ fn nodes_that_reach_the_store_and_not_each_other_exchange_nothing_for_ever() {
     let told = count(&cluster, 10);
     checkpoint(&cluster);
     let since = SystemTime::now();
-    block(&cluster, 0, EVERYTHING);
+    Cut::Everything.begin(&cluster, 0);
     both_dead(&cluster, since);
     signs(&cluster, &["n1", "n2"], 4);
     let claimed = claims(&cluster, since);
@@ -138,18 +105,12 @@ fn nodes_that_reach_the_store_and_not_each_other_exchange_nothing_for_ever() {
     assert_eq!(claims(&cluster, since).len(), claimed.len(), "{:#?}", claims(&cluster, since));
     assert_eq!(copies(&cluster), 2);
     held(&cluster, since, "writes");
-    unblock(&cluster, 0);
+    Cut::Everything.end(&cluster, 0);
     cluster.wait_for_all().unwrap();
     assert_eq!(state(&cluster).0, told);
     assert_eq!(claims(&cluster, since).len(), claimed.len());
     cluster.members[0].cli(&["rm", "other"]).unwrap();
     before.check_after_removal(&cluster);
-}
-
-/// A directory that is not the store covers it on the node.
-fn cover_store(cluster: &Cluster, member: usize) {
-    let store = cluster.lab.store();
-    cluster.members[member].node.exec(&format!("mount -t tmpfs cover {}", store.display())).unwrap();
 }
 
 #[test]
@@ -160,16 +121,16 @@ fn what_was_taken_from_a_node_that_could_not_write_is_not_taken_back() {
     checkpoint(&cluster);
     let since = SystemTime::now();
     cover_store(&cluster, 0);
-    block(&cluster, 0, EVERYTHING);
+    Cut::Everything.begin(&cluster, 0);
     wait_until_serving(&cluster, since);
-    cluster.members[0].node.exec(&format!("umount {}", cluster.lab.store().display())).unwrap();
+    uncover_store(&cluster, 0);
     let deposed = cluster.wait_for_event("ownership.deposed", since, 1, PATIENCE).unwrap();
     assert_eq!(deposed.node, "n1");
     assert_eq!(held(&cluster, since, "writes").node, "n1");
     signs(&cluster, &["n1", "n2"], 5);
     assert_eq!((claims(&cluster, since).len(), epochs(&cluster)), (1, vec![1, 2]), "{:#?}", claims(&cluster, since));
     assert_eq!((copies(&cluster), state(&cluster).0), (1, told));
-    unblock(&cluster, 0);
+    Cut::Everything.end(&cluster, 0);
     cluster.wait_for_all().unwrap();
     // Heard again, it is as mortal as before.
     let cut = cluster.members[1].power_cut().unwrap();
@@ -185,7 +146,7 @@ fn a_node_that_dies_after_it_gave_signs_of_life_is_taken_over_when_they_have_end
     let told = count(&cluster, 10);
     checkpoint(&cluster);
     let since = SystemTime::now();
-    block(&cluster, 0, EVERYTHING);
+    Cut::Everything.begin(&cluster, 0);
     held(&cluster, since, "writes");
     assert_eq!(claims(&cluster, since), []);
     let cut = cluster.members[0].power_cut().unwrap();

@@ -10,8 +10,10 @@ use std::{
 };
 
 use common::{
-    Before, PATIENCE, cannot_run, checkpoint, count, epochs, events_since, files, kill_counter, operator::phase,
+    Before, PATIENCE, cannot_run, checkpoint, count, epochs, events_since, files, kill_counter,
+    operator::phase,
     run_of, scene, state, wait_until_serving,
+    ways::{cover_store, uncover_store},
 };
 use ha_lab::{
     cluster::{Cluster, Event},
@@ -28,15 +30,6 @@ fn drafts(cluster: &Cluster) -> Vec<u64> {
         files(&queue(cluster)).iter().filter_map(|name| name.strip_prefix("e1-")?.parse().ok()).collect();
     numbers.sort_unstable();
     numbers
-}
-
-/// On the first node another directory covers the store, as when its mount has gone.
-fn cover_store(cluster: &Cluster) {
-    cluster.members[0].node.exec(&format!("mount -t tmpfs cover {}", cluster.lab.store().display())).unwrap();
-}
-
-fn uncover_store(cluster: &Cluster) {
-    cluster.members[0].node.exec(&format!("umount {}", cluster.lab.store().display())).unwrap();
 }
 
 fn number_of(event: &Event) -> u64 {
@@ -58,7 +51,7 @@ fn while_the_store_is_away_the_container_goes_on_and_afterwards_its_checkpoints_
     let id = state(&cluster).1;
     first_commit(&cluster);
     let away = SystemTime::now();
-    cover_store(&cluster);
+    cover_store(&cluster, 0);
     cluster.wait_for_event("store.away", away, 1, PATIENCE).unwrap();
     cluster.wait_for_event("checkpoint.waiting", away, 1, PATIENCE).unwrap();
     let told = count(&cluster, 10);
@@ -67,7 +60,7 @@ fn while_the_store_is_away_the_container_goes_on_and_afterwards_its_checkpoints_
     cluster.wait("further checkpoints to queue", PATIENCE, more).unwrap();
     let waiting = drafts(&cluster);
     let back = SystemTime::now();
-    uncover_store(&cluster);
+    uncover_store(&cluster, 0);
     cluster.wait_for_event("store.back", back, 1, PATIENCE).unwrap();
     let caught_up = |cluster: &Cluster| committed_since(cluster, back).last() >= waiting.last();
     cluster.wait("the queue to be committed", PATIENCE, caught_up).unwrap();
@@ -160,7 +153,7 @@ fn the_queue_keeps_within_its_bound_and_the_newest_state_stays() {
     let Some((cluster, before)) = scene(name, 1, "checkpoint.queue_max_bytes = \"100KiB\"", "1s") else { return };
     first_commit(&cluster);
     let away = SystemTime::now();
-    cover_store(&cluster);
+    cover_store(&cluster, 0);
     let dropped = cluster.wait_for_event("checkpoint.failed", away, 1, PATIENCE).unwrap();
     assert!(dropped.text("cause").is_some_and(|cause| cause.contains("queue")), "{dropped:?}");
     let waiting = drafts(&cluster);
@@ -168,7 +161,7 @@ fn the_queue_keeps_within_its_bound_and_the_newest_state_stays() {
     assert!(!waiting.contains(&number_of(&dropped)), "{dropped:?}");
     let told = count(&cluster, 10);
     let back = SystemTime::now();
-    uncover_store(&cluster);
+    uncover_store(&cluster, 0);
     cluster.wait_for_event("checkpoint.committed", back, 2, PATIENCE).unwrap();
     kill_counter(&cluster, 0);
     wait_until_serving(&cluster, back);
@@ -183,14 +176,14 @@ fn a_container_that_dies_while_the_store_is_away_comes_back_from_its_newest_stat
     first_commit(&cluster);
     let id = state(&cluster).1;
     let away = SystemTime::now();
-    cover_store(&cluster);
+    cover_store(&cluster, 0);
     cluster.wait_for_event("checkpoint.waiting", away, 1, PATIENCE).unwrap();
     let told = count(&cluster, 10);
     let there = drafts(&cluster).len();
     cluster.wait("two more drafts", PATIENCE, |cluster| drafts(cluster).len() >= there + 2).unwrap();
     kill_counter(&cluster, 0);
     cluster.wait_for_event("recovery.waiting", away, 1, PATIENCE).unwrap();
-    uncover_store(&cluster);
+    uncover_store(&cluster, 0);
     wait_until_serving(&cluster, away);
     assert_eq!(state(&cluster), (told, id));
     before.check_after_removal(&cluster);

@@ -55,13 +55,11 @@ pub struct PeerView {
     pub since: Instant,
     /// When the newest of our pings that it answered was *sent*: it has seen us then or later.
     pub saw_us: Option<Instant>,
-    /// When we last sent it itself a reply.
-    pub answered: Option<Instant>,
 }
 
 /// The running membership. Dropping it stops probing, without telling anybody; see [`Membership::leave`].
 pub struct Membership {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     timer: JoinHandle<()>,
     patience: Duration,
 }
@@ -106,7 +104,6 @@ impl Membership {
                 liveness: peer.liveness,
                 since: origin + peer.since,
                 saw_us: peer.saw_us.map(|at| origin + at),
-                answered: peer.answered.map(|at| origin + at),
             };
             core.peers().map(view).collect()
         })
@@ -126,11 +123,6 @@ impl Membership {
     /// Every node that ever sent this one a message meant for it, in this start or an earlier one.
     pub fn met(&self) -> BTreeSet<NodeName> {
         self.shared.contacts(|contacts| contacts.met.clone())
-    }
-
-    /// When we last sent this node itself a reply, also when it is not among the peers any more; `None`: not since the start.
-    pub fn answered(&self, node: &NodeName) -> Option<Instant> {
-        self.shared.with(|core| core.answered_at(node)).map(|at| self.shared.origin + at)
     }
 
     /// Forgets a node that is gone for good, here only: it is not known any more, and has not been met. Should it come back, it

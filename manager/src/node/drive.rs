@@ -120,12 +120,9 @@ impl Node {
         let looked = tokio::join!(self.look_for_life(), ownership::standing(&self.ctx.store, name));
         let there = match looked {
             (Ok(()), Ok(there)) => there?,
-            (Err(error), _) => {
-                attempt.error = crate::chain(&error);
-                return None;
-            }
-            (_, Err(error)) => {
-                attempt.error = crate::chain(&error);
+            (lives, owners) => {
+                let error = lives.err().map(|error| crate::chain(&error));
+                attempt.error = error.or(owners.err().map(|error| crate::chain(&error))).unwrap_or_default();
                 return None;
             }
         };
@@ -164,26 +161,20 @@ impl Node {
     }
 
     async fn claim(&self, name: &ContainerName, expected: Epoch, attempt: &mut Attempt) -> Option<bool> {
-        // The same claimant again after a lost answer: a claim that stands is recognised.
-        for _ in 0..3 {
-            match ownership::claim(&self.ctx.store, name, Some(expected), &attempt.claimant).await {
-                Ok(Claim::Won(owner)) => {
-                    attempt.owner = Some(owner);
-                    return Some(true);
-                }
-                Ok(Claim::Lost(other)) => {
-                    attempt.error = format!("node {} was first (epoch {})", other.node, other.epoch);
-                    return Some(false);
-                }
-                Err(error) => {
-                    attempt.error = crate::chain(&error);
-                    if !error.is_retryable() {
-                        return None;
-                    }
-                }
+        match self.claim_again(name, expected, &attempt.claimant).await {
+            Ok(Claim::Won(owner)) => {
+                attempt.owner = Some(owner);
+                Some(true)
+            }
+            Ok(Claim::Lost(other)) => {
+                attempt.error = format!("node {} was first (epoch {})", other.node, other.epoch);
+                Some(false)
+            }
+            Err(error) => {
+                attempt.error = crate::chain(&error);
+                None
             }
         }
-        None
     }
 
     async fn settle(&self, name: &ContainerName, attempt: &mut Attempt, word: &Word) -> Option<bool> {

@@ -18,7 +18,7 @@ use std::{
 };
 
 use serde_json::json;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 use super::{Node, renewal::Renewed};
 use crate::{
@@ -57,8 +57,6 @@ pub struct Keeper {
     told: AtomicBool,
     /// Renew now.
     kick: Notify,
-    /// Whether containers may run here.
-    running: watch::Sender<bool>,
 }
 
 impl Keeper {
@@ -86,7 +84,6 @@ impl Keeper {
             parking: AtomicBool::new(false),
             told,
             kick: Notify::new(),
-            running: watch::Sender::new(false),
         }
     }
 
@@ -96,7 +93,7 @@ impl Keeper {
     }
 
     /// To be taken before something that a freeze would break, and shown to [`Self::undisturbed_since`] afterwards.
-    pub fn mark(&self) -> u64 {
+    pub fn moment(&self) -> u64 {
         self.releases.load(Ordering::SeqCst)
     }
 
@@ -109,8 +106,8 @@ impl Keeper {
     }
 
     /// Whether the containers have not been frozen since, and are not now.
-    pub fn undisturbed_since(&self, mark: u64) -> bool {
-        self.may_run() && self.mark() == mark
+    pub fn undisturbed_since(&self, moment: u64) -> bool {
+        self.may_run() && self.moment() == moment
     }
 
     /// From now on there is no deadline: this node's mark in the store keeps everybody from its containers.
@@ -191,8 +188,7 @@ impl Keeper {
         if fired {
             lease.lapse();
         }
-        let end = lease.end(now);
-        let told = match end {
+        match lease.end(now) {
             End::Never => self.guard.hold(Deadline::Never),
             End::At(at) => self.guard.hold(Deadline::At(at)),
             End::Lapsed if fired => true,
@@ -200,10 +196,7 @@ impl Keeper {
                 self.guard.fence_now();
                 false
             }
-        };
-        let running = end.may_run() && !fired;
-        self.running.send_if_modified(|was| std::mem::replace(was, running) != running);
-        told
+        }
     }
 
     fn wants_renewal(&self) -> bool {

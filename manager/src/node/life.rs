@@ -16,6 +16,7 @@ use serde_json::json;
 
 use super::Node;
 use crate::{
+    config::NodeConfig,
     membership::Liveness,
     ownership::{
         self, Owner,
@@ -28,6 +29,11 @@ use crate::{
         retired::{self, Retired},
     },
 };
+
+/// The times by which this node holds its lease, and waits for those of others.
+pub(super) fn terms(config: &NodeConfig) -> Terms {
+    Terms { short: config.lease.short, long: config.lease.long }
+}
 
 /// The newest owner of each container whose record can be read.
 pub(super) type Owners = BTreeMap<ContainerName, Owner>;
@@ -46,8 +52,8 @@ pub(super) struct Lives {
 
 impl Lives {
     /// `machine`: the nonce of this machine's record.
-    pub fn new(terms: Terms, machine: String) -> Self {
-        let silence = Mutex::new(Silence::new(terms, Instant::now()));
+    pub fn new(machine: String) -> Self {
+        let silence = Mutex::new(Silence::new(Instant::now()));
         Self { silence, machine, retired: AtomicBool::new(false), looking: tokio::sync::Mutex::default() }
     }
 
@@ -96,10 +102,10 @@ impl Node {
     /// Why `node` may still run what it owned, by the last look and by this node's own answers; `None`: it does not.
     /// `record`: its own in the store, with the times it goes by.
     pub(super) fn life(&self, node: &NodeName, record: Option<&NodeRecord>) -> Option<Life> {
-        let own = Terms::from(&self.ctx.config.lease);
+        let own = terms(&self.ctx.config);
         let terms = record.and_then(|record| record.lease_ms).map_or(own, |theirs| own.at_least(theirs));
         let contact = self.ctx.membership.last_contact(node);
-        self.lives.silence().life_under(terms, node, contact, Instant::now())
+        self.lives.silence().life(terms, node, contact, Instant::now())
     }
 
     /// Says, once for each reason, why a container is not taken over.

@@ -69,12 +69,10 @@ impl Node {
         Ok(newest)
     }
 
-    /// Whether these copies, which nobody works on any more, are the newest.
-    pub(super) async fn are_newest(&self, names: &[ContainerName]) -> Result<bool, OwnershipError> {
-        for name in names {
-            let record = LocalRecord::load(&Place::new(&self.ctx.config, name).record()).ok().flatten();
-            let held = record.map_or(Epoch(0), |record| record.owner.epoch);
-            match ownership::check_epoch(&self.ctx.store, name, held).await {
+    /// Whether every copy here is the newest. Nothing is done about one that is not.
+    pub(super) async fn are_newest(&self) -> Result<bool, OwnershipError> {
+        for (name, held) in self.copies() {
+            match ownership::check_epoch(&self.ctx.store, &name, held).await {
                 Ok(()) => {}
                 Err(OwnershipError::Deposed { .. }) => return Ok(false),
                 Err(error) => return Err(error),

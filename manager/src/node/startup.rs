@@ -19,7 +19,7 @@ use super::{
     heard::Heard,
     joined,
     keeper::{self, Keeper},
-    life::Lives,
+    life::{Lives, terms},
     lock::StateLock,
     retiring,
     stopping::Stopping,
@@ -35,8 +35,7 @@ use crate::{
     fence::{self, Guard},
     membership::{self, Acquaintances, Boot, Contacts, Me, Membership, OnKnown},
     network::{Network, NetworkConfig},
-    ownership::lease::Terms,
-    recovery::{Command, Phase, Place},
+    recovery::{Command, Phase},
     runtime::Runc,
     snapshot::Versions,
     spec::ContainerName,
@@ -116,7 +115,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     let uplink = Uplink::new(ctx.config.network.uplink.as_deref());
     let (actors, problems, holds) = (Mutex::default(), Mutex::default(), Mutex::default());
     let (heard, stopping, looks) = (Heard::default(), Stopping::default(), AtomicU64::new(0));
-    let lives = Lives::new(Terms::from(&ctx.config.lease), machine);
+    let lives = Lives::new(machine);
     let heart = tokio::sync::Mutex::new(Heart::new(ctx.store.clone(), ctx.config.node.clone()));
     let (taking, fencing) = (Taking::default(), Fencing::default());
     let node =
@@ -159,7 +158,7 @@ async fn lease(config: &NodeConfig, store: &Store, contacts: &Contacts) -> anyho
     let guard = Guard::start(setting).await.context("the watchdog of this node cannot be had")?;
     let marks = parked::marks(store, &config.node).await;
     let marks = marks.context("cannot read from the store whether this node is parked")?;
-    Ok(Keeper::new(Terms::from(&config.lease), contacts.known.clone(), guard, marks))
+    Ok(Keeper::new(terms(config), contacts.known.clone(), guard, marks))
 }
 
 async fn open_store(config: &NodeConfig) -> anyhow::Result<Store> {
@@ -247,7 +246,7 @@ async fn claim_name(
     machine: &str,
 ) -> anyhow::Result<()> {
     let others = store.node_records().await?;
-    let terms = Terms::from(&config.lease);
+    let terms = terms(config);
     let before = others.iter().find(|record| record.node == config.node).and_then(|record| record.own_lease_ms);
     let wanted = NodeRecord {
         node: config.node.clone(),
@@ -311,17 +310,13 @@ impl Node {
     /// Marks the containers that go on running as nobody's to take, since no manager renews this node's lease from now on. False
     /// when they are left to the watchdog: it freezes them, or has, and they are taken over.
     async fn park(self: &Arc<Self>) -> bool {
-        let left: Vec<ContainerName> = Place::names(&self.ctx.config)
-            .into_iter()
-            .filter(|name| self.ctx.runtime.is_inhabited(&Place::new(&self.ctx.config, name).bundle()))
-            .collect();
-        if left.is_empty() {
+        if !self.has_copies() {
             return true;
         }
         let cause = if self.ctx.lease.may_run() {
             match parked::park(&self.ctx.store, self.name()).await {
                 // Whoever claimed before may not have seen the mark.
-                Ok(mark) => match self.are_newest(&left).await {
+                Ok(mark) => match self.are_newest().await {
                     Ok(true) => {
                         self.ctx.lease.park().await;
                         return true;

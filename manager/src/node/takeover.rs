@@ -184,15 +184,26 @@ impl Node {
     /// Claims the epoch after `epoch`. The error says who won instead.
     async fn win(&self, name: &ContainerName, epoch: Epoch) -> Result<Owner, String> {
         let claimant = Claimant::new(self.name().clone());
-        let store = &self.ctx.store;
-        // The same claimant again after a lost answer: a claim that stands is recognised.
+        match self.claim_again(name, epoch, &claimant).await {
+            Ok(Claim::Won(owner)) => Ok(owner),
+            Ok(Claim::Lost(other)) => Err(format!("node {} was first (epoch {})", other.node, other.epoch)),
+            Err(error) => Err(crate::chain(&error)),
+        }
+    }
+
+    /// Claims the epoch after `epoch`, and again while the answer is not known: with the same claimant a claim that stands is
+    /// recognised.
+    pub(super) async fn claim_again(
+        &self,
+        name: &ContainerName,
+        epoch: Epoch,
+        claimant: &Claimant,
+    ) -> Result<Claim, OwnershipError> {
         let mut tries = 0;
         loop {
-            match ownership::claim(store, name, Some(epoch), &claimant).await {
-                Ok(Claim::Won(owner)) => return Ok(owner),
-                Ok(Claim::Lost(other)) => return Err(format!("node {} was first (epoch {})", other.node, other.epoch)),
+            match ownership::claim(&self.ctx.store, name, Some(epoch), claimant).await {
                 Err(error) if error.is_retryable() && tries < 3 => tries += 1,
-                Err(error) => return Err(crate::chain(&error)),
+                outcome => return outcome,
             }
         }
     }

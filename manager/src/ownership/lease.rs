@@ -24,7 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{config::LeaseConfig, spec::NodeName};
+use crate::spec::NodeName;
 
 /// The times that owners and takers of one cluster agree on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,12 +33,6 @@ pub struct Terms {
     pub short: Duration,
     /// What a renewal in the store is good for. A taker waits this long from when it first saw a beat.
     pub long: Duration,
-}
-
-impl From<&LeaseConfig> for Terms {
-    fn from(config: &LeaseConfig) -> Self {
-        Self { short: config.short, long: config.long }
-    }
 }
 
 impl Terms {

@@ -47,7 +47,6 @@ pub enum Life {
 /// What this node has seen of the others in the store.
 #[derive(Debug)]
 pub struct Silence {
-    terms: Terms,
     /// Nobody's answer from before is remembered: each may have been given just then.
     started: Instant,
     seen: BTreeMap<NodeName, BTreeMap<u64, Instant>>,
@@ -58,8 +57,8 @@ pub struct Silence {
 }
 
 impl Silence {
-    pub fn new(terms: Terms, started: Instant) -> Self {
-        Self { terms, started, seen: BTreeMap::new(), parked: BTreeSet::new(), gone: BTreeSet::new(), looked: false }
+    pub fn new(started: Instant) -> Self {
+        Self { started, seen: BTreeMap::new(), parked: BTreeSet::new(), gone: BTreeSet::new(), looked: false }
     }
 
     /// A look has ended just now, and found this.
@@ -81,13 +80,9 @@ impl Silence {
         self.looked = false;
     }
 
-    /// Why `node` may still run what it owned, `answered` being when this node last answered it; `None`: it is silent.
-    pub fn life(&self, node: &NodeName, answered: Option<Instant>, now: Instant) -> Option<Life> {
-        self.life_under(self.terms, node, answered, now)
-    }
-
-    /// As [`Self::life`], of a node that goes by other times.
-    pub fn life_under(&self, terms: Terms, node: &NodeName, answered: Option<Instant>, now: Instant) -> Option<Life> {
+    /// Why `node`, which goes by `terms`, may still run what it owned, `answered` being when this node last answered it; `None`: it is
+    /// silent.
+    pub fn life(&self, terms: Terms, node: &NodeName, answered: Option<Instant>, now: Instant) -> Option<Life> {
         if !self.looked || self.gone.contains(node) {
             return Some(Life::Unknown);
         }
@@ -126,53 +121,62 @@ mod tests {
     #[test]
     fn without_a_beat_it_is_silent_a_second_after_the_last_answer() {
         let start = Instant::now();
-        let mut silence = Silence::new(TERMS, start);
-        assert_eq!(silence.life(&n2(), None, at(start, 5000)), Some(Life::Unknown), "nobody has looked");
+        let mut silence = Silence::new(start);
+        assert_eq!(silence.life(TERMS, &n2(), None, at(start, 5000)), Some(Life::Unknown), "nobody has looked");
         silence.looked(at(start, 5000), Traces::default());
         let answered = Some(at(start, 4200));
-        assert_eq!(silence.life(&n2(), answered, at(start, 5000)), Some(Life::Answered { until: at(start, 5200) }));
-        assert_eq!(silence.life(&n2(), answered, at(start, 5200)), None);
+        assert_eq!(
+            silence.life(TERMS, &n2(), answered, at(start, 5000)),
+            Some(Life::Answered { until: at(start, 5200) })
+        );
+        assert_eq!(silence.life(TERMS, &n2(), answered, at(start, 5200)), None);
         silence.failed();
-        assert_eq!(silence.life(&n2(), answered, at(start, 5200)), Some(Life::Unknown));
+        assert_eq!(silence.life(TERMS, &n2(), answered, at(start, 5200)), Some(Life::Unknown));
     }
 
     #[test]
     fn a_manager_that_has_just_started_does_not_know_whom_it_answered_before() {
         let start = Instant::now();
-        let mut silence = Silence::new(TERMS, start);
+        let mut silence = Silence::new(start);
         silence.looked(start, Traces::default());
-        assert_eq!(silence.life(&n2(), None, at(start, 999)), Some(Life::Answered { until: at(start, 1000) }));
-        assert_eq!(silence.life(&n2(), None, at(start, 1000)), None);
+        assert_eq!(silence.life(TERMS, &n2(), None, at(start, 999)), Some(Life::Answered { until: at(start, 1000) }));
+        assert_eq!(silence.life(TERMS, &n2(), None, at(start, 1000)), None);
     }
 
     #[test]
     fn a_beat_counts_from_when_it_was_first_seen_and_an_old_one_not_again() {
         let start = Instant::now();
-        let mut silence = Silence::new(TERMS, start);
+        let mut silence = Silence::new(start);
         silence.looked(at(start, 2000), beats(&[7]));
         silence.looked(at(start, 9000), beats(&[7]));
-        assert_eq!(silence.life(&n2(), None, at(start, 16_999)), Some(Life::Writes { until: at(start, 17_000) }));
-        assert_eq!(silence.life(&n2(), None, at(start, 17_000)), None);
+        assert_eq!(
+            silence.life(TERMS, &n2(), None, at(start, 16_999)),
+            Some(Life::Writes { until: at(start, 17_000) })
+        );
+        assert_eq!(silence.life(TERMS, &n2(), None, at(start, 17_000)), None);
         silence.looked(at(start, 17_000), beats(&[7, 8]));
-        assert_eq!(silence.life(&n2(), None, at(start, 17_000)), Some(Life::Writes { until: at(start, 32_000) }));
+        assert_eq!(
+            silence.life(TERMS, &n2(), None, at(start, 17_000)),
+            Some(Life::Writes { until: at(start, 32_000) })
+        );
     }
 
     #[test]
     fn when_the_last_beat_has_gone_it_is_looked_at_once_more() {
         let start = Instant::now();
-        let mut silence = Silence::new(TERMS, start);
+        let mut silence = Silence::new(start);
         silence.looked(at(start, 2000), beats(&[7]));
         silence.looked(at(start, 4000), Traces::default());
-        assert_eq!(silence.life(&n2(), None, at(start, 4000)), Some(Life::Unknown));
+        assert_eq!(silence.life(TERMS, &n2(), None, at(start, 4000)), Some(Life::Unknown));
         silence.looked(at(start, 4010), Traces::default());
-        assert_eq!(silence.life(&n2(), None, at(start, 4010)), None);
+        assert_eq!(silence.life(TERMS, &n2(), None, at(start, 4010)), None);
     }
 
     #[test]
     fn a_parked_node_is_never_silent() {
         let start = Instant::now();
-        let mut silence = Silence::new(TERMS, start);
+        let mut silence = Silence::new(start);
         silence.looked(start, Traces { parked: BTreeSet::from([n2()]), ..Traces::default() });
-        assert_eq!(silence.life(&n2(), None, at(start, 600_000)), Some(Life::Parked));
+        assert_eq!(silence.life(TERMS, &n2(), None, at(start, 600_000)), Some(Life::Parked));
     }
 }

@@ -36,7 +36,7 @@ impl Actor {
         if record.phase == LocalPhase::Stopped {
             return self.still_at_rest(record.rest).await;
         }
-        let mark = self.ctx.lease.mark();
+        let moment = self.ctx.lease.moment();
         match self.find(&record).await {
             Ok(live) => {
                 let detail = json!({"pid": live.pid, "epoch": self.owner.epoch});
@@ -44,7 +44,7 @@ impl Actor {
                 self.event("container.adopted", "it ran on while the manager was away", detail);
                 ControlFlow::Continue(())
             }
-            Err(_) if !self.ctx.lease.undisturbed_since(mark) => {
+            Err(_) if !self.ctx.lease.undisturbed_since(moment) => {
                 // Frozen meanwhile: its silence says nothing. It is come back to once it may run.
                 let wait = Instant::now() + FROZEN_PAUSE;
                 tokio::select! {

@@ -25,6 +25,7 @@
 mod actor;
 mod adopt;
 mod checkpoint;
+mod clearing;
 mod commit_wait;
 mod committer;
 mod ending;

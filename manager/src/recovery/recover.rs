@@ -335,7 +335,7 @@ impl Actor {
     pub(super) async fn launch(&mut self, from: Source, volumes: Volumes) -> Result<(), LaunchError> {
         // Marked before the lease is looked at, and that before the epoch: a renewal from here on looks at this copy, too.
         self.view.update(|view| view.copy = true);
-        let mark = self.ctx.lease.mark();
+        let moment = self.ctx.lease.moment();
         if !self.ctx.lease.may_run() {
             return Err(LaunchError::Fenced);
         }
@@ -376,7 +376,7 @@ impl Actor {
             Err(error) => {
                 // Reported; the next attempt clears again, and does not begin before it could.
                 let _ = self.clear(Extent::Files(volumes)).await;
-                if !self.ctx.lease.undisturbed_since(mark) {
+                if !self.ctx.lease.undisturbed_since(moment) {
                     // Frozen in the middle of it: that says nothing about what was to be begun.
                     return Err(LaunchError::Fenced);
                 }

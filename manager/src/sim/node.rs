@@ -64,8 +64,10 @@ pub struct Manager {
     pub core: Core,
     pub lease: Lease,
     pub silence: Silence,
+    /// By which times others are taken for silent.
+    pub judged: Terms,
     pub started: Instant,
-    /// When it last answered each.
+    /// When it last answered each, or heard from it.
     pub contact: BTreeMap<NodeName, Instant>,
     /// When the last answer of each arrived.
     pub arrived: BTreeMap<NodeName, Instant>,
@@ -135,7 +137,8 @@ impl Manager {
         Self {
             core,
             lease,
-            silence: Silence::new(terms, started),
+            silence: Silence::new(started),
+            judged: terms,
             started,
             contact: BTreeMap::new(),
             arrived: BTreeMap::new(),

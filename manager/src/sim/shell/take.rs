@@ -73,7 +73,7 @@ async fn look(ctx: &Ctx, container: usize) -> Result<Seen, Away> {
     let life = ctx.manager(|manager, now| {
         let holder = holder.as_ref()?;
         let answered = manager.contact.get(holder).copied().filter(|_| !forgets);
-        manager.silence.life(holder, answered, now)
+        manager.silence.life(manager.judged, holder, answered, now)
     });
     let (newest, _) = epochs.newest().ok_or(Away)?;
     Ok(Seen { newest, holder, life })
