@@ -214,7 +214,7 @@ async fn examine(args: args::Doctor) -> Result<(), CliError> {
     let working =
         progress::working("looking at this node: a process is dumped and restored, a store object created twice");
     let store = store_check(&config).await;
-    let checked = tokio::task::spawn_blocking(move || doctor::run(&config)).await;
+    let checked = tokio::task::spawn_blocking(move || doctor::run(&config, &args.config)).await;
     drop(working);
     let mut checks = checked.map_err(|err| CliError::Input(format!("the checks ended abnormally: {err}")))?;
     checks.push(store);

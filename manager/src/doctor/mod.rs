@@ -10,6 +10,7 @@
 mod agent;
 mod criu;
 mod disk;
+mod fence;
 mod forward;
 mod kernel;
 mod network;
@@ -76,8 +77,9 @@ pub fn agent(program: &std::path::Path) -> Check {
     agent::check(program)
 }
 
-/// Every check of this node but those of its store. Takes about a second, blocks, and leaves nothing behind.
-pub fn run(config: &NodeConfig) -> Vec<Check> {
+/// Every check of this node but those of its store; `file` is where its configuration was read from. Takes about a second,
+/// blocks, and leaves nothing behind.
+pub fn run(config: &NodeConfig, file: &Path) -> Vec<Check> {
     let mut checks = vec![process::privileges(), process::checkpoint_restore(), process::resource()];
     checks.extend(criu::checks(&config.criu, &config.scratch));
     checks.extend(kernel::checks());
@@ -87,6 +89,7 @@ pub fn run(config: &NodeConfig) -> Vec<Check> {
     checks.push(network::uplink(config.network.uplink.as_deref()));
     checks.extend([runtime::runtime(&config.runtime), runtime::cgroups(&config.runtime)]);
     checks.extend([agent::check(&config.agent), process::time(), tls::check(config)]);
+    checks.push(fence::check(config, file));
     checks
 }
 

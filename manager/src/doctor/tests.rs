@@ -29,7 +29,7 @@ fn check<'a>(checks: &'a [Check], id: &str) -> &'a Check {
 
 #[test]
 fn every_check_has_one_id_and_trouble_has_a_remedy() {
-    let checks = run(&config(""));
+    let checks = run(&config(""), Path::new("node.toml"));
     let mut ids: Vec<_> = checks.iter().map(|check| check.id).collect();
     ids.sort_unstable();
     ids.dedup();
@@ -114,7 +114,7 @@ fn what_a_takeover_needs_of_the_kernel_and_of_criu_is_tried() {
     if skipped("what_a_takeover_needs_of_the_kernel_and_of_criu_is_tried", &["criu"]) {
         return;
     }
-    let checks = run(&config(""));
+    let checks = run(&config(""), Path::new("node.toml"));
     let destroy = check(&checks, "network.sock-destroy");
     if destroy.verdict == Verdict::Ok {
         assert!(destroy.found.contains("ends a connection"), "{destroy:?}");
@@ -124,7 +124,7 @@ fn what_a_takeover_needs_of_the_kernel_and_of_criu_is_tried() {
     // The same at every call: operators compare it between nodes.
     let key = &check(&checks, "criu.cpu").found;
     assert!(key.split(' ').next().is_some_and(|key| key.len() == 12), "{key}");
-    assert_eq!(check(&run(&config("")), "criu.cpu").found, *key);
+    assert_eq!(check(&run(&config(""), Path::new("node.toml")), "criu.cpu").found, *key);
 }
 
 #[test]
@@ -166,4 +166,31 @@ fn only_failures_make_the_exit_code_1() {
     );
     let json = render_json(&all);
     assert_eq!((&json["exit_code"], &json["checks"][2]["verdict"]), (&1.into(), &"not-applicable".into()));
+}
+
+#[test]
+fn fencing_commands_are_to_be_there_and_their_passwords_to_be_private() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let (file, agent) = (dir.path().join("node.toml"), dir.path().join("fence_x"));
+    let with_options = format!("[fence.ha2]\nagent = \"{}\"\noptions = {{ password = \"p\" }}", agent.display());
+    let mode = |path: &Path, mode| {
+        fs::write(path, "").unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    assert_eq!(fence::check(&config(""), &file).verdict, Verdict::NotApplicable);
+    let found = fence::check(&config(&with_options), &file);
+    assert_eq!(found.verdict, Verdict::Warn);
+    assert!(found.found.contains("[fence.ha2]") && found.found.contains("fence_x"), "{found:?}");
+    mode(&agent, 0o644);
+    assert!(fence::check(&config(&with_options), &file).found.contains("not an executable file"));
+    mode(&agent, 0o755);
+    mode(&file, 0o640);
+    let found = fence::check(&config(&with_options), &file);
+    assert_eq!(found.remedy, Some(format!("chmod 600 {}", file.display())), "{found:?}");
+    mode(&file, 0o600);
+    assert_eq!(fence::check(&config(&with_options), &file).verdict, Verdict::Ok);
+    mode(&file, 0o644);
+    let command = format!("[fence.ha2]\ncommand = [\"{}\"]", agent.display());
+    assert_eq!(fence::check(&config(&command), &file).verdict, Verdict::Ok, "no password is in it");
 }
