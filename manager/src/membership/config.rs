@@ -21,7 +21,7 @@ pub struct Config {
     /// How long a direct probe may take, and then again the indirect ones. Shorter than `probe_interval`, which keeps a
     /// call's deadline below the period. Default 150 ms.
     pub probe_timeout: Duration,
-    /// Peers probed each round. Two make a cluster of three as quick as one of two. Default 2.
+    /// Peers probed each round: everybody in each, up to so many, for leases hang on answers that are fresh. Default 8.
     pub probes_per_interval: usize,
     /// Peers asked to probe on our behalf after a direct probe failed. Default 3.
     pub indirect_probes: usize,
@@ -54,7 +54,7 @@ impl Config {
             cluster: cluster.into(),
             probe_interval: Duration::from_millis(200),
             probe_timeout: Duration::from_millis(150),
-            probes_per_interval: 2,
+            probes_per_interval: 8,
             indirect_probes: 3,
             suspicion: Duration::from_millis(600),
             suspicion_factor: 3,

@@ -72,6 +72,7 @@ pub struct Sim {
     tokens: u64,
     boots: u64,
     by_name: BTreeMap<NodeName, usize>,
+    by_address: BTreeMap<String, usize>,
     trace: Option<blake3::Hasher>,
 }
 
@@ -91,6 +92,7 @@ impl Sim {
             tokens: 0,
             boots: 0,
             by_name: BTreeMap::new(),
+            by_address: BTreeMap::new(),
             trace: None,
         };
         for i in 0..n {
@@ -163,6 +165,7 @@ impl Sim {
         });
         let index = self.nodes.len() - 1;
         self.by_name.insert(self.nodes[index].name.clone(), index);
+        self.by_address.insert(address.to_owned(), index);
         self.start(index, seeds);
         index
     }
@@ -198,7 +201,9 @@ impl Sim {
     }
 
     pub fn move_to(&mut self, index: usize, address: &str) {
-        self.nodes[index].address = address.to_owned();
+        let before = std::mem::replace(&mut self.nodes[index].address, address.to_owned());
+        self.by_address.remove(&before);
+        self.by_address.insert(address.to_owned(), index);
     }
 
     pub fn pause(&mut self, index: usize, time: Duration) {
@@ -236,7 +241,7 @@ impl Sim {
                 Output::Touch { node, kind } => self.touch(index, node, kind),
                 Output::Call { id, to, request, gossip, .. } => {
                     self.weigh(index, &gossip);
-                    let to = self.nodes.iter().position(|n| n.address == to);
+                    let to = self.by_address.get(&to).copied();
                     if self.dropping.contains(&index) {
                         self.net.at(self.net.now, Due::Report(index, Input::Dropped { call: id }));
                     } else if to.is_some_and(|to| self.refusing.contains(&to)) {
@@ -257,7 +262,9 @@ impl Sim {
     /// What a taker relies on: whoever has met a node is known to it.
     fn touch(&mut self, index: usize, node: NodeName, kind: Touch) {
         let me = &self.nodes[index].name;
-        let known = self.nodes.iter().any(|other| other.name == node && other.contacts.known.contains(me));
+        let knows = |other: &Node| other.name == node && other.contacts.known.contains(me);
+        // An impostor has the name, too, and is the one that is found by it.
+        let known = self.index(&node).is_some_and(|found| knows(&self.nodes[found])) || self.nodes.iter().any(knows);
         assert!(kind == Touch::Known || known, "{me} has met {node}, which does not know it");
         assert!(self.nodes[index].contacts.of_mut(kind).insert(node), "said twice");
     }

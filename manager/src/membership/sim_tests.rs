@@ -297,7 +297,7 @@ fn two_running_nodes_of_one_name_are_found_out() {
 #[test]
 fn traffic_per_node_does_not_grow_with_the_cluster() {
     let mut rates = Vec::new();
-    for n in [2, 3, 10, 100] {
+    for n in [2, 3, 30, 100] {
         let mut sim = settled(n, 1, Faults::lan());
         sim.run_for(Duration::from_secs(10));
         let (messages, began): (u64, Time) = (sim.messages, sim.now());
@@ -309,5 +309,7 @@ fn traffic_per_node_does_not_grow_with_the_cluster() {
         println!("{n} nodes at rest: {rate} messages and {} bytes per node and second", bytes / seconds / n as u64);
         rates.push((rate, bytes / seconds / n as u64));
     }
-    assert!(rates[3].0 <= rates[1].0 + 1 && rates[3].1 <= rates[1].1 * 3, "{rates:?}");
+    // The probes of a round, and as many of others to answer.
+    let bound = 2 * 8 * 1000 / 200;
+    assert!(rates.iter().all(|(messages, _)| *messages <= bound) && rates[3].1 <= rates[2].1 * 5 / 4, "{rates:?}");
 }

@@ -42,9 +42,6 @@ use crate::{
     store::{NodeRecord, Store, addresses, beats::Heart, parked},
 };
 
-/// Peers probed in each round.
-const PROBES: usize = 8;
-
 /// A start or restore that an earlier manager began may go on for so long.
 const ORPHAN_PATIENCE: std::time::Duration = std::time::Duration::from_secs(15);
 
@@ -179,8 +176,6 @@ fn gossip(config: &NodeConfig) -> membership::Config {
         probe_interval: times.probe_interval,
         probe_timeout: times.probe_timeout,
         suspicion: times.suspicion,
-        // Everybody in each round, up to so many: leases hang on answers that are fresh.
-        probes_per_interval: PROBES,
         indirect_probes: times.indirect_probes as usize,
         // The dead are not to be probed more often than the living.
         revive_interval: default.revive_interval.max(times.probe_interval),
