@@ -77,10 +77,14 @@ impl Committer {
         }
         loop {
             let packed = self.shared.pending.borrow().packed;
-            let Some(id) = self.next().await else {
-                self.retry = None;
-                self.drained(packed);
-                return Some(());
+            let id = match self.next().await {
+                Ok(Some(id)) => id,
+                Ok(None) => {
+                    self.retry = None;
+                    self.drained(packed);
+                    return Some(());
+                }
+                Err(error) => return self.later(&error).await,
             };
             let outcome = self.commit(id).await;
             self.shared.drafts().uploading = None;
@@ -95,13 +99,7 @@ impl Committer {
                         return self.stuck().await;
                     }
                 }
-                Err(error) if error.is_retryable() => {
-                    let wait = self.retry.as_ref().map_or(FIRST_RETRY, |retry| (retry.wait * 2).min(LONGEST_RETRY));
-                    let cause = crate::chain(&error);
-                    self.retry = Some(Retry { at: Instant::now() + wait, wait, cause: cause.clone() });
-                    self.park(cause).await;
-                    return Some(());
-                }
+                Err(error) if !error.is_of_the_snapshot() => return self.later(&error).await,
                 Err(error) => {
                     let removed = self.remove(id).await;
                     self.shared.drafts().timings.remove(&id);
@@ -122,26 +120,33 @@ impl Committer {
     }
 
     /// The oldest draft, which from now on is not dropped for want of room.
-    async fn next(&self) -> Option<SnapshotId> {
+    async fn next(&self) -> Result<Option<SnapshotId>, SnapshotError> {
         let (shared, queue) = (Arc::clone(&self.shared), self.queue.clone());
-        let listed = blocking(move || {
+        blocking(move || {
             let mut drafts = shared.drafts();
             let oldest = queue.list()?.first().copied();
             drafts.uploading = oldest;
-            Ok::<_, SnapshotError>(oldest)
-        });
-        listed.await.unwrap_or_else(|error| {
-            self.not_listed(&error);
-            None
+            Ok(oldest)
         })
+        .await
     }
 
-    /// The store is away: what is in the queue stays there for now. Said once of each snapshot, for somebody may wait for it.
+    /// Nothing is wrong with the draft: the same again after a while.
+    async fn later(&mut self, error: &SnapshotError) -> Option<()> {
+        let wait = self.retry.as_ref().map_or(FIRST_RETRY, |retry| (retry.wait * 2).min(LONGEST_RETRY));
+        let cause = crate::chain(error);
+        self.retry = Some(Retry { at: Instant::now() + wait, wait, cause: cause.clone() });
+        self.park(cause).await;
+        Some(())
+    }
+
+    /// What is in the queue stays there for now. Said once of each snapshot, for somebody may wait for it.
     async fn park(&mut self, cause: String) {
         let packed = self.shared.pending.borrow().packed;
         let queue = self.queue.clone();
         let waiting = blocking(move || queue.list()).await.unwrap_or_else(|error| {
-            self.not_listed(&error);
+            let name = &self.shared.setting.name;
+            tracing::warn!(container = %name, error = crate::chain(&error), "the drafts cannot be listed");
             Vec::new()
         });
         for id in waiting {
@@ -184,11 +189,6 @@ impl Committer {
             tracing::warn!(container = %name, error = crate::chain(&error), "old snapshots could not be removed");
             Pruned::default()
         })
-    }
-
-    fn not_listed(&self, error: &SnapshotError) {
-        let name = &self.shared.setting.name;
-        tracing::warn!(container = %name, error = crate::chain(error), "the drafts cannot be listed");
     }
 
     /// The oldest draft does not go away: not again at once.

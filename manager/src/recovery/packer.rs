@@ -1,6 +1,6 @@
 //! Dumps become drafts on this node's disk, whatever the store does.
 
-use std::{fs, sync::Arc};
+use std::{fs, sync::Arc, time::Instant};
 
 use tokio::sync::mpsc;
 
@@ -26,14 +26,21 @@ impl Packer {
         }
     }
 
-    /// Every dump fails: there is nowhere to put it.
-    pub async fn refuse(shared: &Shared, mut inbox: mpsc::UnboundedReceiver<Job>, cause: &str) {
-        while let Some(job) = inbox.recv().await {
+    /// Until then every dump fails: there is nowhere to put it. False when no more will come.
+    pub async fn refuse(
+        shared: &Shared,
+        inbox: &mut mpsc::UnboundedReceiver<Job>,
+        cause: &str,
+        until: Instant,
+    ) -> bool {
+        while let Ok(job) = tokio::time::timeout_at(until.into(), inbox.recv()).await {
+            let Some(job) = job else { return false };
             let id = job.meta.id;
             discard(shared, job).await;
             shared.pending.send_modify(|pending| pending.dumps -= 1);
             shared.report(Report::Failed { id, cause: cause.to_owned() });
         }
+        true
     }
 
     /// From here on the dump is a draft on this node's disk.
@@ -54,7 +61,7 @@ impl Packer {
             snapshot::pack(&queue, meta, &parts, &options)?;
             // Locked: what is dropped here is not begun to be uploaded meanwhile.
             let drafts = shared.drafts();
-            queue.enforce(max, drafts.uploading)
+            Ok(queue.enforce(max, drafts.uploading))
         })
         .await;
         discard(&self.shared, job).await;
@@ -64,7 +71,11 @@ impl Packer {
             (pending.dumps, pending.packed) = (pending.dumps - 1, pending.packed + arrived);
         });
         match packed {
-            Ok(dropped) => {
+            Ok(Err(error)) => {
+                let name = &self.shared.setting.name;
+                tracing::warn!(container = %name, error = crate::chain(&error), "no room was made in the queue of drafts");
+            }
+            Ok(Ok(dropped)) => {
                 for id in dropped {
                     self.shared.drafts().timings.remove(&id);
                     let cause = "dropped: the queue of drafts was full and newer ones are in it".into();

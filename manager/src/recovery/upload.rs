@@ -35,6 +35,8 @@ use crate::{
 
 /// An upload under way when its container is removed may go on for so long.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
+/// A directory of drafts that cannot be opened is tried again after this.
+const OPEN_AGAIN: Duration = Duration::from_secs(5);
 
 /// What is the same for all snapshots of a container on this node.
 pub(super) struct Setting {
@@ -274,32 +276,36 @@ impl Uploads {
 
 async fn run(
     shared: Arc<Shared>,
-    inbox: mpsc::UnboundedReceiver<Job>,
+    mut inbox: mpsc::UnboundedReceiver<Job>,
     drains: watch::Sender<Drains>,
     kick: Arc<Notify>,
     owner: Owner,
 ) {
-    let dir = shared.setting.queue.clone();
-    let opened = blocking(move || {
-        let queue = Queue::open(&dir)?;
-        // Drafts of an earlier epoch of this node: somebody else went on from there.
-        queue.drop_deposed(owner.epoch)?;
-        Ok::<_, SnapshotError>(queue)
-    })
-    .await;
+    let queue = loop {
+        let dir = shared.setting.queue.clone();
+        let opened = blocking(move || {
+            let queue = Queue::open(&dir)?;
+            // Drafts of an earlier epoch of this node: somebody else went on from there.
+            queue.drop_deposed(owner.epoch)?;
+            Ok::<_, SnapshotError>(queue)
+        });
+        match opened.await {
+            Ok(queue) => break queue,
+            Err(error) => {
+                // There may be drafts in it.
+                drains.send_modify(|drains| drains.ended += 1);
+                let again = Instant::now() + OPEN_AGAIN;
+                if !Packer::refuse(&shared, &mut inbox, &crate::chain(&error), again).await {
+                    return;
+                }
+            }
+        }
+    };
     // Its end is the committer's, too.
     let (packed, arrivals) = mpsc::channel(1);
-    match opened {
-        Ok(queue) => {
-            let committer = Committer::new(Arc::clone(&shared), queue.clone(), drains, kick);
-            let packer = Packer { shared, queue, packed };
-            tokio::join!(packer.run(inbox), committer.run(arrivals));
-        }
-        Err(error) => {
-            drains.send_modify(|drains| (drains.ended, drains.parked) = (1, false));
-            Packer::refuse(&shared, inbox, &crate::chain(&error)).await;
-        }
-    }
+    let committer = Committer::new(Arc::clone(&shared), queue.clone(), drains, kick);
+    let packer = Packer { shared, queue, packed };
+    tokio::join!(packer.run(inbox), committer.run(arrivals));
 }
 
 #[cfg(test)]

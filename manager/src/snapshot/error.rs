@@ -2,6 +2,8 @@
 
 use std::{io, path::PathBuf};
 
+use nix::errno::Errno;
+
 use crate::{
     ownership::OwnershipError,
     spec::{ContainerName, SnapshotId},
@@ -57,6 +59,21 @@ impl SnapshotError {
             Self::Store { source, .. } | Self::List { source, .. } => source.is_retryable(),
             Self::Ownership { source, .. } => source.is_retryable(),
             _ => false,
+        }
+    }
+
+    /// True when it is this snapshot that can never be committed. Anything else passes or is mended: the store, this node's
+    /// descriptors, its memory.
+    pub fn is_of_the_snapshot(&self) -> bool {
+        const PASSES: [Errno; 5] = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::EAGAIN, Errno::EINTR];
+        match self {
+            Self::Store { source, .. } | Self::List { source, .. } => source.is_of_the_object(),
+            Self::Ownership { source, .. } => !matches!(**source, OwnershipError::Store { .. }),
+            Self::Io { source, .. } => {
+                !source.raw_os_error().map(Errno::from_raw).is_some_and(|no| PASSES.contains(&no))
+            }
+            Self::Worker { .. } => false,
+            _ => true,
         }
     }
 

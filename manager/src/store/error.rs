@@ -90,7 +90,8 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// True when the same call can succeed later without anybody changing the configuration.
+    /// True when the same call can succeed later, by itself or once somebody has mended the store: nothing is wrong with the
+    /// object, nor with this node's configuration.
     ///
     /// A write that failed this way may have taken place, or may still take place: repeat it with the same nonce.
     pub fn is_retryable(&self) -> bool {
@@ -99,9 +100,18 @@ impl StoreError {
             Self::Unreachable { .. }
                 | Self::Deadline { .. }
                 | Self::Full { .. }
+                | Self::Denied { .. }
                 | Self::ReadOnly { .. }
+                | Self::NoBucket { .. }
+                | Self::TooMany { .. }
                 | Self::Replaced { .. }
+                | Self::Internal { .. }
         )
+    }
+
+    /// True when it is the object: asked for as often as one likes, it stays so.
+    pub fn is_of_the_object(&self) -> bool {
+        matches!(self, Self::NotFound { .. } | Self::Corrupt { .. } | Self::TooLarge { .. } | Self::TooNew { .. })
     }
 
     pub fn is_not_found(&self) -> bool {

@@ -157,6 +157,60 @@ async fn a_call_that_does_not_return_counts_as_a_store_that_is_away() {
     }
 }
 
+/// A directory that refuses even root, as a store does whose credentials have expired.
+struct Refusing(PathBuf);
+
+impl Refusing {
+    fn at(path: PathBuf) -> Option<Self> {
+        fs::create_dir_all(&path).unwrap();
+        let done = std::process::Command::new("chattr").arg("+i").arg(&path).output();
+        done.is_ok_and(|done| done.status.success()).then_some(Self(path))
+    }
+}
+
+impl Drop for Refusing {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("chattr").arg("-i").arg(&self.0).output();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn drafts_outlive_a_store_that_refuses_this_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut uploads = uploads(dir.path(), StoreOptions::default(), 1 << 20).await;
+    let Some(refusing) = Refusing::at(dir.path().join("store/snapshots/redis")) else {
+        println!("SKIPPED drafts_outlive_a_store_that_refuses_this_node: chattr +i does not work here");
+        return;
+    };
+    for seq in 1..=2 {
+        uploads.push(job(dir.path(), seq));
+        let report = tokio::time::timeout(ENOUGH, uploads.report()).await.unwrap();
+        assert!(
+            matches!(&report, Report::Waiting { id: waits, cause } if *waits == id(seq) && cause.contains("refuses it")),
+            "{seq}"
+        );
+    }
+    assert!(!uploads.are_in());
+    drop(refusing);
+    for seq in 1..=2 {
+        let report = tokio::time::timeout(ENOUGH, uploads.report()).await.unwrap();
+        assert!(matches!(&report, Report::Committed { manifest, .. } if manifest.meta.id == id(seq)), "{seq}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn drafts_that_cannot_be_looked_at_are_not_taken_for_none() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("queue"), "not a directory").unwrap();
+    let mut uploads = uploads(dir.path(), StoreOptions::default(), 1 << 20).await;
+    uploads.push(job(dir.path(), 1));
+    let report = tokio::time::timeout(ENOUGH, uploads.report()).await.unwrap();
+    assert!(matches!(&report, Report::Failed { id: failed, .. } if *failed == id(1)));
+    assert!(!uploads.are_in(), "there may be drafts");
+    fs::remove_file(dir.path().join("queue")).unwrap();
+    until("the queue to be opened", || uploads.are_in()).await;
+}
+
 #[tokio::test]
 async fn stopped_uploads_begin_nothing() {
     let dir = tempfile::tempdir().unwrap();
