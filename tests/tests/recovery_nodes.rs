@@ -2,13 +2,26 @@
 
 mod common;
 
-use std::{collections::BTreeSet, fs, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
 
 use common::{
-    Damage, PATIENCE, checkpoint, client, count, damage, damage_newest, epochs, state,
+    Damage, PATIENCE, checkpoint, client, count, damage, damage_newest, epochs,
+    operator::run,
+    state,
     watch::{AGENT, COUNTER, Described, Watched},
 };
-use ha_lab::{clients::counter::Poller, cluster::Cluster, demo::ADDRESS};
+use ha_lab::{
+    clients::counter::Poller,
+    cluster::{Cluster, Member},
+    demo::ADDRESS,
+    event::Event,
+};
 use ha_manager::snapshot::{HexBytes, Manifest};
 use nix::sys::signal::Signal;
 
@@ -249,5 +262,72 @@ fn what_a_peer_cannot_bring_up_from_any_state_comes_back_once_and_is_given_up() 
     assert_eq!(nodes, ["n1", "n1", "n2", "n1"]);
     assert_eq!(epochs(&watched.cluster), [1, 2, 3]);
     assert!(watched.cluster.members.iter().all(|member| member.node.processes(COUNTER).is_empty()));
+    watched.finish();
+}
+
+/// CRIU on the peer: once the file `asked` is there it waits for `fail`, and then fails.
+const FAILING_CRIU: &str = "#!/bin/sh\ntouch DIR/asked\nwhile [ ! -e DIR/fail ]; do sleep 0.05; done\nexit 1\n";
+
+/// Another directory covers the store on one node, until it goes: whoever waits for the store must not wait for ever.
+struct Covered<'a>(&'a Member, &'a str);
+
+impl<'a> Covered<'a> {
+    fn over(member: &'a Member, store: &'a str) -> Self {
+        member.node.exec(&format!("mount -t tmpfs cover {store}")).unwrap();
+        Self(member, store)
+    }
+}
+
+impl Drop for Covered<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.node.exec(&format!("umount {}", self.1));
+    }
+}
+
+const BEFORE: Duration = Duration::from_millis(200);
+
+/// A peer refuses a container while its owner loses the store. By the time that is back, the peer has begun it all the same.
+#[test]
+fn what_a_peer_refused_and_then_began_is_not_taken_back_from_it() {
+    let name = "what_a_peer_refused_and_then_began_is_not_taken_back_from_it";
+    let Some(watched) = Watched::start(name, 2, &Described::stateful(&PLAIN)) else { return };
+    let (cluster, dir) = (&watched.cluster, tempfile::tempdir().unwrap());
+    let (_, id) = state(cluster);
+    let told = count(cluster, 10);
+    let (first, second) = (&cluster.members[0], &cluster.members[1]);
+    let (criu, script) = (ha_lab::which("criu").unwrap(), dir.path().join("criu"));
+    fs::write(&script, FAILING_CRIU.replace("DIR", &dir.path().display().to_string())).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    second.node.exec(&format!("mount --bind {} {}", script.display(), criu.display())).unwrap();
+    let store = cluster.lab.store().display().to_string();
+    let moved = std::thread::scope(|scope| {
+        let moving = scope.spawn(|| run(first, &["move", "counter", "--to", "n2"]));
+        cluster.wait("the peer to restore", PATIENCE, |_| dir.path().join("asked").exists()).unwrap();
+        let covered = Covered::over(first, &store);
+        fs::write(dir.path().join("fail"), "").unwrap();
+        cluster.wait_for_event("recovery.waiting", SystemTime::UNIX_EPOCH, 1, PATIENCE).unwrap();
+        second.node.exec(&format!("umount {}", criu.display())).unwrap();
+        cluster.wait_for_event("recovery.serving", SystemTime::UNIX_EPOCH, 1, PATIENCE).unwrap();
+        assert_eq!(state(cluster), (told, id.clone()));
+        let later = count(cluster, 10);
+        let process = second.node.processes(COUNTER);
+        // The store is back just before the next attempt: a look would find the later epoch, too, and spare it the attempt.
+        let waiting = cluster.wait_for_event("recovery.waiting", SystemTime::now(), 1, PATIENCE).unwrap();
+        let next = SystemTime::from(waiting.at) + Duration::from_millis(waiting.number("again_in_ms").unwrap() as u64);
+        std::thread::sleep(next.duration_since(SystemTime::now()).unwrap_or_default().saturating_sub(BEFORE));
+        drop(covered);
+        let moved = moving.join().unwrap();
+        cluster
+            .wait("the first node to let go", PATIENCE, |_| !watched.events("ownership.deposed").is_empty())
+            .unwrap();
+        assert_eq!(state(cluster), (later, id.clone()), "what it did at the peer is lost");
+        assert_eq!(second.node.processes(COUNTER), process, "it was begun anew");
+        moved
+    });
+    assert!(!moved.status.success(), "{moved:?}");
+    assert!(first.node.processes(COUNTER).is_empty());
+    let owns =
+        |claim: &Event| claim.node == "n2" && claim.number("epoch") == epochs(cluster).last().map(|last| *last as f64);
+    cluster.wait("the peer to own it", PATIENCE, |_| watched.events("ownership.claimed").iter().any(owns)).unwrap();
     watched.finish();
 }

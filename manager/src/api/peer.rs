@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use ha_proto::peer::{
-    PingIndirectReply, PingIndirectRequest, PingReply, PingRequest, TakeOverReply, TakeOverRequest, peer_server::Peer,
+    HasCopyReply, HasCopyRequest, PingIndirectReply, PingIndirectRequest, PingReply, PingRequest, TakeOverReply,
+    TakeOverRequest, peer_server::Peer,
 };
 use tonic::{Request, Response, Status};
 
@@ -61,5 +62,13 @@ impl Peer for PeerService {
             Err(error) => (0, error),
         };
         Ok(Response::new(TakeOverReply { envelope: Some(self.membership.envelope()), epoch, error }))
+    }
+
+    async fn has_copy(&self, request: Request<HasCopyRequest>) -> Result<Response<HasCopyReply>, Status> {
+        let envelope = request.get_ref().envelope.clone();
+        self.membership.caller(&request, envelope)?;
+        let container: ContainerName = request.into_inner().container.parse().map_err(ApiError::from)?;
+        let copy = self.node.has_copy(&container);
+        Ok(Response::new(HasCopyReply { envelope: Some(self.membership.envelope()), copy }))
     }
 }

@@ -44,6 +44,10 @@ impl Peer for Service {
         self.0.ping_indirect(request).await
     }
 
+    async fn has_copy(&self, _: Request<pb::HasCopyRequest>) -> Result<Response<pb::HasCopyReply>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+
     async fn take_over(&self, _: Request<pb::TakeOverRequest>) -> Result<Response<pb::TakeOverReply>, Status> {
         Err(Status::unimplemented("not part of this test"))
     }

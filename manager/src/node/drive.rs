@@ -17,8 +17,9 @@ use crate::{
 pub(super) enum Word {
     /// What this node has seen itself.
     Own,
-    /// A fencing command has switched this node off.
-    Fenced(NodeName),
+    /// A fencing command has switched this node off, which began then. It holds as long as nothing is seen of the node that is
+    /// later: it may have been started again.
+    Fenced(NodeName, Instant),
     /// The operator says that this node, whose manager was stopped or which was never met, does not run the container any more.
     Operator(NodeName),
 }
@@ -146,13 +147,17 @@ impl Node {
         };
         let holder = there.holder.as_ref().filter(|holder| *holder != self.name());
         // The word is of one node; the holder may be another.
-        let spoken_for = matches!(word, Word::Fenced(node) | Word::Operator(node) if Some(node) == holder);
+        let spoken_for = match word {
+            Word::Own => false,
+            Word::Fenced(node, began) => Some(node) == holder && !self.is_back(node, *began),
+            Word::Operator(node) => Some(node) == holder,
+        };
         if let Some(holder) = holder.filter(|holder| !spoken_for && !self.ctx.membership.met().contains(*holder)) {
             attempt.unmet = Some(holder.clone());
             return None;
         }
         let life = holder.and_then(|holder| self.life(holder, record.as_ref())).filter(|life| match word {
-            Word::Fenced(_) => !spoken_for,
+            Word::Fenced(..) => !spoken_for,
             Word::Operator(_) => !spoken_for || *life != Life::Parked,
             Word::Own => true,
         });
@@ -184,7 +189,7 @@ impl Node {
             Word::Operator(_) => ownership::take_base(&self.ctx.store, name, owner)
                 .await
                 .map(|base| ownership::Taken { base, rest: None }),
-            Word::Own | Word::Fenced(_) => ownership::take_over(&self.ctx.store, name, owner).await,
+            Word::Own | Word::Fenced(..) => ownership::take_over(&self.ctx.store, name, owner).await,
         };
         match taken {
             Ok(taken) => {

@@ -38,17 +38,18 @@ impl Fencing {
 }
 
 impl Node {
-    /// Whether `victim`, for which there is a fencing command, has been switched off by it since it was last heard.
-    pub(super) async fn is_switched_off(&self, victim: &NodeName, config: &FenceConfig) -> bool {
+    /// Has `victim`, for which there is a fencing command, switched off by it, if that has not been done since it was last heard.
+    /// From when on it was off, at the latest when this returns: before the command ran.
+    pub(super) async fn switched_off(&self, victim: &NodeName, config: &FenceConfig) -> Option<Instant> {
         let state = self.fencing.of(victim);
         let mut last = state.lock().await;
         let heard = self.ctx.membership.last_contact(victim);
         match *last {
             // Somebody may have switched it on again since, and nobody here heard of it.
             Some(last) if last.off && last.done.elapsed() < AGAIN && heard.is_none_or(|heard| heard < last.at) => {
-                return true;
+                return Some(last.at);
             }
-            Some(last) if !last.off && last.done.elapsed() < AGAIN => return false,
+            Some(last) if !last.off && last.done.elapsed() < AGAIN => return None,
             _ => {}
         }
         self.events().emit(None, "fence.started", &format!("having {victim} switched off"), json!({"node": victim}));
@@ -66,7 +67,7 @@ impl Node {
             }
         }
         *last = Some(Last { at: began, done: Instant::now(), off: outcome.is_ok() });
-        outcome.is_ok()
+        outcome.is_ok().then_some(began)
     }
 }
 

@@ -78,6 +78,12 @@ impl Node {
 
     /// Looks for nodes that are gone for good, of which this one may be taken for one.
     pub(super) async fn look_for_retired(&self) -> Result<Retired, StoreError> {
+        let _one = self.lives.looking.lock().await;
+        self.see_retired().await
+    }
+
+    /// While nobody else looks.
+    async fn see_retired(&self) -> Result<Retired, StoreError> {
         let retired = retired::all(&self.ctx.store).await?;
         self.lives.retired.store(retired.has(self.name(), &self.lives.machine), Ordering::SeqCst);
         Ok(retired)
@@ -87,7 +93,7 @@ impl Node {
     pub(super) async fn look_for_life(&self) -> Result<(), StoreError> {
         let _one = self.lives.looking.lock().await;
         let store = &self.ctx.store;
-        match tokio::try_join!(beats::all(store), parked::all(store), self.look_for_retired()) {
+        match tokio::try_join!(beats::all(store), parked::all(store), self.see_retired()) {
             Ok((beats, parked, _)) => {
                 self.lives.silence().looked(Instant::now(), Traces { beats, parked });
                 Ok(())
@@ -106,6 +112,12 @@ impl Node {
         let terms = record.and_then(|record| record.lease_ms).map_or(own, |theirs| own.at_least(theirs));
         let contact = self.ctx.membership.last_contact(node);
         self.lives.silence().life(terms, node, contact, Instant::now())
+    }
+
+    /// Whether `node`, which was switched off by a command that began `then`, has been heard since or has written to the store.
+    pub(super) fn is_back(&self, node: &NodeName, then: Instant) -> bool {
+        self.ctx.membership.last_contact(node).is_some_and(|heard| heard > then)
+            || self.lives.silence().wrote_since(node, then)
     }
 
     /// Says, once for each reason, why a container is not taken over.

@@ -105,7 +105,7 @@ impl Node {
             Ok(word) => word,
             Err((why, text)) => return self.hold(name, &owner.node, why, &text),
         };
-        if !matches!(word, Word::Fenced(_)) && self.still_runs(name, content, &owner.node).await {
+        if !matches!(word, Word::Fenced(..)) && self.still_runs(name, content, &owner.node).await {
             return;
         }
         let why = format!("node {} is dead", owner.node);
@@ -262,6 +262,12 @@ impl Node {
         goes_on.then(|| LocalRecord { owner: owner.clone(), next_seq: 1, ..record })
     }
 
+    /// Whether a copy of it runs here, is frozen, or is just being begun. A copy is marked before the epochs are read that it is
+    /// begun under (`Actor::launch`): so whoever has claimed a later one, and then hears that there is none, can rely on it.
+    pub fn has_copy(&self, name: &ContainerName) -> bool {
+        self.view(name).is_some_and(|view| view.copy) || self.is_inhabited(name)
+    }
+
     fn is_inhabited(&self, name: &ContainerName) -> bool {
         self.ctx.runtime.is_inhabited(&Place::new(&self.ctx.config, name).bundle())
     }
@@ -277,6 +283,7 @@ impl Node {
         let app = apps::newest(&self.ctx.store, name).await.map_err(|error| crate::chain(&error))?;
         let app = app.ok_or_else(|| format!("{name} is not described in the store"))?;
         let content = app.content.clone().ok_or_else(|| format!("{name} has been removed"))?;
+        let Some(_one) = self.taking.begin(name) else { return Err(format!("{name} is being worked on here")) };
         if self.has(name) {
             return Err(format!("{name} is still being cleared away here; try again"));
         }
@@ -303,7 +310,7 @@ impl Node {
         if !self.start(app, content, owner, identity, Begin::Handed { snapshot, reply }) {
             return Err(format!("{name} is being started here already"));
         }
-        drop(claim);
+        drop((claim, _one));
         outcome.await.map_err(|_| "its task ended early; see the events of this node".to_owned())??;
         Ok(taken)
     }

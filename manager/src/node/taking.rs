@@ -54,12 +54,13 @@ impl Node {
             if self.look_for_life().await.is_err() {
                 return Err(("unknown", format!("{owner} is not heard, and the store is away")));
             }
-            match self.life(owner, None) {
-                Some(life @ (Life::Writes { .. } | Life::Parked)) => return Err(sentence(owner, life)),
-                _ if self.is_switched_off(owner, config).await => return Ok(Word::Fenced(owner.clone())),
-                // Without that its leases are waited for.
-                _ => {}
+            if let Some(life @ (Life::Writes { .. } | Life::Parked)) = self.life(owner, None) {
+                return Err(sentence(owner, life));
             }
+            if let Some(began) = self.switched_off(owner, config).await {
+                return Ok(Word::Fenced(owner.clone(), began));
+            }
+            // Without that its leases are waited for.
         }
         // A node that this one was never in contact with does not count it among those that could take over.
         if self.ctx.membership.met().contains(owner) { Ok(Word::Own) } else { Err(("unmet", unmet(owner))) }

@@ -80,6 +80,12 @@ impl Silence {
         self.looked = false;
     }
 
+    /// Whether a beat of it was found that had not been there at `then`, or whether that cannot be said.
+    pub fn wrote_since(&self, node: &NodeName, then: Instant) -> bool {
+        let beats = self.seen.get(node).into_iter().flat_map(|beats| beats.values());
+        !self.looked || self.gone.contains(node) || beats.max().is_some_and(|seen| *seen > then)
+    }
+
     /// Why `node`, which goes by `terms`, may still run what it owned, `answered` being when this node last answered it; `None`: it is
     /// silent.
     pub fn life(&self, terms: Terms, node: &NodeName, answered: Option<Instant>, now: Instant) -> Option<Life> {
@@ -132,6 +138,25 @@ mod tests {
         assert_eq!(silence.life(TERMS, &n2(), answered, at(start, 5200)), None);
         silence.failed();
         assert_eq!(silence.life(TERMS, &n2(), answered, at(start, 5200)), Some(Life::Unknown));
+    }
+
+    #[test]
+    fn a_node_that_was_switched_off_is_back_when_it_writes_or_nobody_can_say() {
+        let start = Instant::now();
+        let mut silence = Silence::new(start);
+        assert!(silence.wrote_since(&n2(), at(start, 100)), "nobody has looked");
+        silence.looked(at(start, 100), beats(&[7]));
+        silence.looked(at(start, 300), beats(&[7]));
+        assert!(!silence.wrote_since(&n2(), at(start, 200)), "that one is from before");
+        silence.looked(at(start, 400), beats(&[7, 8]));
+        assert!(silence.wrote_since(&n2(), at(start, 200)));
+        silence.looked(at(start, 500), Traces::default());
+        assert!(
+            silence.wrote_since(&n2(), at(start, 450)),
+            "its last beat went, and one after it may have come and gone"
+        );
+        silence.looked(at(start, 600), Traces::default());
+        assert!(!silence.wrote_since(&n2(), at(start, 450)));
     }
 
     #[test]

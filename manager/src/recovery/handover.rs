@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ha_proto::peer::{MAX_MESSAGE, PingRequest, TakeOverRequest, peer_client::PeerClient};
+use ha_proto::peer::{HasCopyRequest, MAX_MESSAGE, PingRequest, TakeOverRequest, peer_client::PeerClient};
 use serde_json::json;
 
 use super::{
@@ -29,8 +29,10 @@ const ANSWER: Duration = Duration::from_secs(5);
 pub(super) enum Handover {
     /// It runs there.
     Taken { epoch: u64 },
-    /// It does not run there, and this node owns it (again).
+    /// It does not run there, and this node owns it (again), with the state it was handed over with.
     Refused(String),
+    /// The same, but it ran there for a while, and there is a newer state.
+    Back(String),
     /// Somebody else owns it by now.
     Deposed(Owner),
     /// Nothing of it is begun here: something that was heard meanwhile is heeded first, or it was found at rest.
@@ -117,6 +119,8 @@ impl Actor {
                 Ok(ControlFlow::Continue(()))
             }
             Handover::Refused(text) => Err(NotOffered::Refused(text)),
+            // What is to be tried now is planned anew.
+            Handover::Back(text) => Err(NotOffered::Held(text)),
         }
     }
 
@@ -163,19 +167,35 @@ impl Actor {
         if reply.error.is_empty() { Ok(reply.epoch) } else { Err(NotTaken::Refused(away(reply.error))) }
     }
 
+    /// Whether the peer has a copy. `None`: it does not say.
+    async fn has_copy(&self, peer: &NodeName) -> Option<bool> {
+        let address = self.ctx.membership.peers().into_iter().find(|known| known.name == *peer)?.address;
+        let asked = async {
+            let channel = self.ctx.security.connect(peer, &address).await.ok()?;
+            let envelope = Some(self.ctx.membership.service().envelope());
+            let request = HasCopyRequest { envelope, container: self.name.to_string() };
+            Some(PeerClient::new(channel).has_copy(request).await.ok()?.into_inner().copy)
+        };
+        tokio::time::timeout(ANSWER, asked).await.ok().flatten()
+    }
+
     /// Whether the peer is the owner, or may yet become it, is settled by claiming an epoch of its own for this node. The one
     /// the peer was asked to claim comes first: when this node has it, a claim that is still on its way to the store fails. A
-    /// peer that has it and said nothing answers for the container; one that said no (`refused_by`) does not, and the next
-    /// epoch is claimed.
+    /// peer that has it and said nothing answers for the container. One that said no (`refused_by`) did not have it then, but may
+    /// have begun it since: the next epoch is claimed, after which it begins nothing, and then it is asked again.
     async fn take_back(&mut self, text: String, refused_by: Option<&NodeName>) -> Handover {
         let claimant = Claimant::new(self.ctx.config.node.clone());
-        let mut expected = self.owner.epoch;
+        let before = self.owner.epoch;
+        let mut refused: Option<Owner> = None;
         let mut wait = FIRST_WAIT;
         loop {
-            let cause = match self.claim_back(expected, &claimant).await {
-                Ok(()) => return Handover::Refused(text),
-                Err(NotBack::Lost(owner)) if refused_by == Some(&owner.node) && !owner.released => {
-                    expected = owner.epoch;
+            let cause = match self.claim_back(before, refused.as_ref(), &claimant).await {
+                Ok(Some(base)) if base.epoch > before => return Handover::Back(text),
+                Ok(_) => return Handover::Refused(text),
+                Err(NotBack::Lost(owner))
+                    if refused_by == Some(&owner.node) && !owner.released && refused.is_none() =>
+                {
+                    refused = Some(owner);
                     continue;
                 }
                 Err(NotBack::Lost(owner)) => return Handover::Deposed(owner),
@@ -207,20 +227,32 @@ impl Actor {
         }
     }
 
-    /// Becomes the owner after `expected`.
-    async fn claim_back(&mut self, expected: Epoch, claimant: &Claimant) -> Result<(), NotBack> {
+    /// Becomes the owner after `before`, or after the peer that has `refused`. What to go on from.
+    async fn claim_back(
+        &mut self,
+        before: Epoch,
+        refused: Option<&Owner>,
+        claimant: &Claimant,
+    ) -> Result<Option<SnapshotId>, NotBack> {
         let (store, name) = (&self.ctx.store, &self.name);
+        let expected = refused.map_or(before, |peer| peer.epoch);
         let owner = match ownership::claim(store, name, Some(expected), claimant).await.map_err(NotBack::from)? {
             Claim::Won(owner) => owner,
             // Claimed by this node while it waited for the peer's answer.
             Claim::Lost(owner) if owner.node == self.ctx.config.node && !owner.released => owner,
             Claim::Lost(owner) => return Err(NotBack::Lost(owner)),
         };
+        if let Some(peer) = refused
+            && self.has_copy(&peer.node).await != Some(false)
+        {
+            // It claims it back. Should it be dead, this claim is gone on with once it is silent, as any other.
+            return Err(NotBack::Lost(peer.clone()));
+        }
         let taken = ownership::take_over(store, name, &owner).await.map_err(NotBack::from)?;
         let detail = json!({"epoch": owner.epoch, "previous": self.owner.epoch});
         self.event("ownership.claimed", "taken back", detail);
         self.own(owner);
-        taken.rest.map_or(Ok(()), |rest| Err(NotBack::AtRest(Box::new(rest))))
+        taken.rest.map_or(Ok(taken.base), |rest| Err(NotBack::AtRest(Box::new(rest))))
     }
 
     /// A later epoch exists than this copy goes by.

@@ -95,6 +95,13 @@ impl Actor {
                 self.fail(text);
                 ControlFlow::Continue(())
             }
+            Handover::Back(text) => {
+                self.event("move.failed", &text, json!({"to": to, "cause": text}));
+                let told =
+                    format!("{text}; {} ran there for a while, and goes on here from its newest state", self.name);
+                let _ = reply.send(Err(ApiError::Failed(told)));
+                self.recover(Scope::Container, format!("the move to {to} failed")).await
+            }
             Handover::Refused(text) => {
                 self.event("move.failed", &text, json!({"to": to, "cause": text}));
                 // From the very state it was to move with, whatever the policy says: nothing has failed here.
