@@ -346,7 +346,8 @@ fn index_of(rtnl: &mut Rtnl, container: &ContainerName, host_link: &str) -> Resu
 
 /// Into the bridge with that index, or out of any with 0.
 fn enslave(rtnl: &mut Rtnl, attachment: &Attachment, bridge: u32) -> Result<(), NetworkError> {
-    let mut message = bridge::link_message(attachment.host_index, LinkFlags::Up);
+    // Up or down it stays as it is: whoever took it down, the watchdog, knows why.
+    let mut message = bridge::link_message(attachment.host_index, LinkFlags::empty());
     message.attributes.push(LinkAttribute::Controller(bridge));
     rtnl.request(RouteNetlinkMessage::SetLink(message), 0).map_err(|source| {
         if bridge::is_absent(&source) {

@@ -244,7 +244,10 @@ impl Node {
             (_, Some(rest)) => Begin::AtRest(Box::new(rest)),
             (Some(record), None) if left => Begin::Adopt(Box::new(record)),
             (record, None) => {
-                let next_seq = record.map_or(1, |record| record.next_seq);
+                let next_seq = match record {
+                    Some(record) => record.next_seq,
+                    None => ownership::next_seq(store, name, owner.epoch).await.map_err(|error| text(&error))?,
+                };
                 Begin::TakeOver { scope: Scope::Container, why: why.to_owned(), next_seq }
             }
         };

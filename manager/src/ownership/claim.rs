@@ -340,15 +340,15 @@ pub async fn moves_since(
 ///
 /// An unreadable record is reported beside the others, so that one damaged object does not stop a node.
 pub async fn all(store: &Store) -> Result<BTreeMap<ContainerName, Result<Owner, OwnershipError>>, StoreError> {
-    let mut newest = BTreeMap::new();
-    for object in store.list(keys::OWNERS).await? {
-        let Some((name, file)) = object.key.strip_prefix(keys::OWNERS).and_then(|k| k.split_once('/')) else {
-            continue;
-        };
-        if let (Ok(container), Some(epoch)) = (name.parse::<ContainerName>(), keys::number(file)) {
-            newest.insert(container, Epoch(epoch));
+    // Records of owners are never deleted: in a long time there are more than a listing may have.
+    let newest = store.fold(keys::OWNERS, BTreeMap::new(), |newest: &mut BTreeMap<ContainerName, Epoch>, key| {
+        let Some((name, file)) = key.strip_prefix(keys::OWNERS).and_then(|key| key.split_once('/')) else { return };
+        if let (Ok(container), Some(epoch)) = (name.parse(), keys::number(file)) {
+            let known = newest.entry(container).or_insert(Epoch(epoch));
+            *known = (*known).max(Epoch(epoch));
         }
-    }
+    });
+    let newest = newest.await?;
     let reads = newest.into_iter().map(|(container, epoch)| async move {
         match owner(store, &container, epoch).await {
             Err(OwnershipError::Store { source, .. }) if source.is_retryable() => Err(*source),
@@ -366,6 +366,14 @@ pub async fn committed(store: &Store, container: &ContainerName) -> Result<Vec<S
         .filter_map(|o| keys::parse_snapshot_object(container, &o.key))
         .filter_map(|(id, file)| (file == keys::MANIFEST).then_some(id))
         .collect())
+}
+
+/// The number of the next snapshot under `epoch` when nobody remembers the last one: after every one of which anything is in the
+/// store, half an upload too.
+pub async fn next_seq(store: &Store, container: &ContainerName, epoch: Epoch) -> Result<u64, OwnershipError> {
+    let listed = store.list(&keys::snapshots(container)).await.map_err(store_error(container))?;
+    let ids = listed.iter().filter_map(|object| keys::parse_snapshot_object(container, &object.key)).map(|(id, _)| id);
+    Ok(ids.filter(|id| id.epoch == epoch).map(|id| id.seq).max().unwrap_or(0) + 1)
 }
 
 pub(super) async fn owner(store: &Store, container: &ContainerName, epoch: Epoch) -> Result<Owner, OwnershipError> {

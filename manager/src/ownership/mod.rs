@@ -29,7 +29,7 @@ mod tests;
 
 pub use claim::{
     Claim, Claimant, Owner, OwnershipError, Taken, all, check_epoch, claim, committed, current, ensure_current,
-    history, moves_since, release, take_base, take_over,
+    history, moves_since, next_seq, release, take_base, take_over,
 };
 pub use history::History;
 pub use rest::{Outcome, Rest, at_rest, rest};

@@ -273,3 +273,24 @@ async fn a_removed_container_of_which_the_predecessor_rested_is_used_again() {
     assert_eq!(take_over(&store, &container(), &next).await.unwrap(), Taken { base: None, rest: None });
     assert_eq!(all(&store).await.unwrap()[&container()].as_ref().unwrap(), &next);
 }
+
+#[tokio::test]
+async fn a_number_that_was_begun_with_is_not_used_again_and_the_newest_owner_is_found_among_many() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(&dir).await;
+    let mut expected = None;
+    for n in 1..=12 {
+        let Claim::Won(owner) = claim(&store, &container(), expected, &claimant(&format!("n{n}"))).await.unwrap() else {
+            panic!("lost")
+        };
+        expected = Some(owner.epoch);
+    }
+    let newest = all(&store).await.unwrap().remove(&container()).unwrap().unwrap();
+    assert_eq!((newest.epoch, newest.node.as_str()), (Epoch(12), "n12"));
+    assert_eq!(next_seq(&store, &container(), Epoch(12)).await.unwrap(), 1);
+    // Half an upload: no manifest.
+    let half = SnapshotId { epoch: Epoch(12), seq: 7 };
+    store.put_bulk(&keys::chunk(&container(), half, "memory.0"), "x".into()).await.unwrap();
+    assert_eq!(next_seq(&store, &container(), Epoch(12)).await.unwrap(), 8);
+    assert_eq!(next_seq(&store, &container(), Epoch(11)).await.unwrap(), 1);
+}

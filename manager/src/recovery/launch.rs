@@ -304,7 +304,13 @@ pub async fn cold_start(
 }
 
 /// Onto the network: from here on the container is heard.
+///
+/// # Errors
+/// This node may not run it any more: fetching and restoring may have taken longer than its lease.
 pub async fn attach(ctx: &Arc<Ctx>, attachment: &Attachment) -> Result<(), LaunchError> {
+    if !ctx.lease.may_run() {
+        return Err(LaunchError::Fenced);
+    }
     let (ctx, attachment) = (Arc::clone(ctx), attachment.clone());
     Ok(blocking(move || ctx.network.attach(&attachment)).await?)
 }

@@ -164,10 +164,16 @@ impl Actor {
         self.commit_of(id, asked, timeout, MOVED).await?;
         let allowed = timeout.min(asked.elapsed() * 3 + SLACK);
         progress.step("last checkpoint");
-        let asked = Instant::now();
+        let (asked, moment) = (Instant::now(), self.ctx.lease.moment());
         let id = self.checkpoint(SnapshotKind::Final).await?;
         progress.step(format!("{id}: packing and uploading"));
-        let committed = self.commit_of(id, asked, allowed, MOVED).await;
+        let committed = match self.commit_of(id, asked, allowed, MOVED).await {
+            // A link that goes down and up again opens the gate: what the container said since is in no snapshot.
+            Ok(()) if !self.ctx.lease.undisturbed_since(moment) => {
+                Err(Stopped::Failed(format!("{} was fenced on this node during its last checkpoint", self.name)))
+            }
+            committed => committed,
+        };
         if matches!(&committed, Err(stopped) if !matches!(stopped, Stopped::Ended)) {
             let (ctx, name) = (Arc::clone(&self.ctx), self.name.clone());
             if let Err(error) = launch::blocking(move || open_gate(&ctx.network, &name)).await {

@@ -220,6 +220,25 @@ impl Store {
         listed.await?.ok_or_else(|| StoreError::TooMany { prefix: prefix.to_owned(), max: MAX_LISTED })
     }
 
+    /// Shows `step` the key of every object under `prefix`, in any order, however many there are: what it keeps is to be bounded.
+    pub async fn fold<T: Send + 'static>(
+        &self,
+        prefix: &str,
+        start: T,
+        step: impl Fn(&mut T, &str) + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let path = self.path("list", prefix.trim_end_matches('/'))?;
+        let store = self.inner.durable();
+        let folded = self.run("list", prefix, 5 << 20, async move {
+            let (mut stream, mut folded) = (store.list(Some(&path)), start);
+            while let Some(meta) = stream.next().await {
+                step(&mut folded, meta?.location.as_ref());
+            }
+            Ok(folded)
+        });
+        folded.await
+    }
+
     /// The names directly under `prefix` that have objects under them, sorted.
     pub async fn list_dirs(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
         let path = self.path("list", prefix.trim_end_matches('/'))?;
