@@ -222,7 +222,8 @@ impl Uploads {
         self.shared.pending.borrow().nothing() && !self.progress.borrow().parked
     }
 
-    /// Ends the uploads for good, for a container that is removed: from its return on nothing is put into the store.
+    /// Ends the uploads for good, for a container that is removed: from its return on nothing is begun. What was on its way to the
+    /// store for longer than that may still arrive there.
     pub async fn stop(&mut self) {
         // Without a sender the worker ends when it is through with what it does.
         self.jobs = mpsc::unbounded_channel().0;
