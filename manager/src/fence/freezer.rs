@@ -11,9 +11,15 @@ use std::{
 };
 
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::{
+        signal::{Signal, kill},
+        statfs::{CGROUP2_SUPER_MAGIC, statfs},
+    },
     unistd::Pid,
 };
+
+/// What the runtime looks at.
+const ROOT: &str = "/sys/fs/cgroup";
 
 /// Freezing is tried this long before everybody is killed, and killing as long before it has failed.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -45,11 +51,13 @@ impl Freezer {
     /// The group `path` (`/ha-manager`) below the hierarchies that this process sees.
     pub fn find(path: &Path) -> Result<Self, String> {
         let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(|e| format!("/proc/self/mountinfo: {e}"))?;
-        Self::among(path, &mounts)
+        let unified = statfs(ROOT).is_ok_and(|found| found.filesystem_type() == CGROUP2_SUPER_MAGIC);
+        Self::among(path, &mounts, unified)
     }
 
-    /// The version 1 freezer where there is one, for containers then are in it.
-    fn among(path: &Path, mountinfo: &str) -> Result<Self, String> {
+    /// Where the runtime has containers: by version 2 alone when `unified`, that is, when [`ROOT`] itself is of version 2, whatever
+    /// else is mounted; else in the freezer of version 1, where there is one.
+    fn among(path: &Path, mountinfo: &str, unified: bool) -> Result<Self, String> {
         let plain = |path: &Path| path.components().all(|part| matches!(part, Component::Normal(_)));
         let relative = path.strip_prefix("/").ok().filter(|path| plain(path) && !path.as_os_str().is_empty());
         let relative = relative.ok_or_else(|| format!("{} is not a control group's path", path.display()))?;
@@ -58,10 +66,11 @@ impl Freezer {
             let mut found = mountinfo.lines().filter(fits).filter_map(|line| line.split(' ').nth(4));
             // Of several the usual one: others are somebody else's view.
             let first = found.clone().next();
-            found.find(|dir| Path::new(dir).starts_with("/sys/fs/cgroup")).or(first)
+            found.find(|dir| Path::new(dir).starts_with(ROOT)).or(first)
         };
         let at = |kind: Kind| mounted(kind).map(|dir| Self { kind, dir: Path::new(dir).join(relative) });
-        at(Kind::V1).or_else(|| at(Kind::V2)).ok_or_else(|| {
+        let [first, second] = if unified { [Kind::V2, Kind::V1] } else { [Kind::V1, Kind::V2] };
+        at(first).or_else(|| at(second)).ok_or_else(|| {
             "neither the freezer controller nor the version 2 hierarchy of control groups is mounted; mount one, e.g. \
              `mount -t cgroup2 none /sys/fs/cgroup`"
                 .to_owned()

@@ -17,7 +17,7 @@ impl Own {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let only = |kind| {
             let lines: Vec<&str> = mounts.lines().filter(|line| kind_of(line) == Some(kind)).collect();
-            Freezer::among(&path, &lines.join("\n")).ok()
+            Freezer::among(&path, &lines.join("\n"), false).ok()
         };
         let kinds: Vec<Freezer> = [Kind::V1, Kind::V2].into_iter().filter_map(only).collect();
         let usable = |freezer: &Freezer| {
@@ -171,16 +171,22 @@ fn where_freezing_fails_everybody_is_killed_and_it_is_said() {
 }
 
 #[test]
-fn the_version_1_freezer_comes_first_and_the_usual_place() {
+fn the_freezer_is_where_the_runtime_has_containers_and_the_usual_place() {
     let v1 = "40 30 0:30 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n\
               41 30 0:31 / /mnt/freezer rw - cgroup cgroup rw,freezer\n\
               42 30 0:31 / /sys/fs/cgroup/freezer rw - cgroup cgroup rw,freezer\n";
     let v2 = "43 30 0:32 / /sys/fs/cgroup/unified rw,nosuid shared:3 - cgroup2 cgroup2 rw\n";
-    let found = |mounts: &str| Freezer::among(Path::new("/a/b"), mounts).map(|f| (f.kind, f.dir));
-    assert_eq!(found(&format!("{v2}{v1}")), Ok((Kind::V1, PathBuf::from("/sys/fs/cgroup/freezer/a/b"))));
-    assert_eq!(found(v2), Ok((Kind::V2, PathBuf::from("/sys/fs/cgroup/unified/a/b"))));
-    assert!(found("").unwrap_err().contains("mount one"));
+    let found = |mounts: &str, unified| Freezer::among(Path::new("/a/b"), mounts, unified).map(|f| (f.kind, f.dir));
+    assert_eq!(found(&format!("{v2}{v1}"), false), Ok((Kind::V1, PathBuf::from("/sys/fs/cgroup/freezer/a/b"))));
+    assert_eq!(found(v2, false), Ok((Kind::V2, PathBuf::from("/sys/fs/cgroup/unified/a/b"))));
+    // Somebody has mounted a freezer of version 1 beside it, which the runtime does not use.
+    let unified = "29 22 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw\n";
+    let beside = "41 30 0:31 / /mnt/freezer rw - cgroup cgroup rw,freezer\n";
+    for mounts in [format!("{unified}{beside}"), format!("{beside}{unified}")] {
+        assert_eq!(found(&mounts, true), Ok((Kind::V2, PathBuf::from("/sys/fs/cgroup/a/b"))), "{mounts}");
+    }
+    assert!(found("", false).unwrap_err().contains("mount one") && found("", true).is_err());
     for bad in ["/", "", "a", "/../a", "/a/../b"] {
-        assert!(Freezer::among(Path::new(bad), v2).is_err(), "{bad}");
+        assert!(Freezer::among(Path::new(bad), v2, false).is_err(), "{bad}");
     }
 }
