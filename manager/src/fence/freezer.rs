@@ -4,6 +4,7 @@
 //! that does not exist is made: a container that begins in it later begins frozen.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     path::{Component, Path, PathBuf},
     thread,
@@ -21,9 +22,12 @@ use nix::{
 /// What the runtime looks at.
 const ROOT: &str = "/sys/fs/cgroup";
 
-/// Freezing is tried this long before everybody is killed, and killing as long before it has failed.
+/// Freezing is tried this long before anybody is killed, and killing as long before it has failed.
 const PATIENCE: Duration = Duration::from_millis(500);
 const PAUSE: Duration = Duration::from_millis(2);
+/// Groups that are seen to in one round, and named in a sentence.
+const GROUPS: usize = 64;
+const NAMED: usize = 5;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -43,7 +47,7 @@ pub(super) struct Freezer {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Stopped {
     Frozen,
-    /// Freezing had failed, for this reason.
+    /// Not by freezing alone: who was killed, and why.
     Killed(String),
 }
 
@@ -77,6 +81,12 @@ impl Freezer {
         })
     }
 
+    /// A group of version 2 made of plain files.
+    #[cfg(test)]
+    pub fn painted(dir: PathBuf) -> Self {
+        Self { kind: Kind::V2, dir }
+    }
+
     /// Whether it was frozen, by whomever.
     pub fn is_frozen(&self) -> bool {
         match self.kind {
@@ -85,16 +95,18 @@ impl Freezer {
         }
     }
 
-    /// Freezes everybody in it and all who will come; kills them when that does not succeed.
+    /// Begins to freeze everybody in it and all who will come, and waits for nobody: [`Self::stop`] says what came of it.
+    pub fn begin(&self) {
+        let _ = self.order_freeze();
+    }
+
+    /// Freezes everybody in it and all who will come; kills those whom that does not stop.
     ///
     /// # Errors
     /// When somebody still runs. Blocks for twice [`PATIENCE`] at most.
     pub fn stop(&self) -> Result<Stopped, String> {
         let Err(why) = self.freeze() else { return Ok(Stopped::Frozen) };
-        match self.kill_all() {
-            Ok(()) => Ok(Stopped::Killed(why)),
-            Err(alive) => Err(format!("{why}; {alive}")),
-        }
+        self.kill_running(&why, Instant::now() + PATIENCE)
     }
 
     fn freeze(&self) -> Result<(), String> {
@@ -114,16 +126,23 @@ impl Freezer {
 
     /// One attempt; version 1 needs to be told again when processes were being made meanwhile.
     fn try_freeze(&self) -> io::Result<bool> {
+        self.order_freeze()?;
+        self.has_frozen(&self.dir)
+    }
+
+    fn order_freeze(&self) -> io::Result<()> {
         fs::create_dir_all(&self.dir)?;
         match self.kind {
-            Kind::V1 => {
-                self.write("freezer.state", "FROZEN")?;
-                Ok(self.read("freezer.state")?.trim() == "FROZEN")
-            }
-            Kind::V2 => {
-                self.write("cgroup.freeze", "1")?;
-                Ok(self.read("cgroup.events")?.lines().any(|line| line == "frozen 1"))
-            }
+            Kind::V1 => self.write("freezer.state", "FROZEN"),
+            Kind::V2 => self.write("cgroup.freeze", "1"),
+        }
+    }
+
+    /// Whether everybody in `dir`, this group or one below it, stands still.
+    fn has_frozen(&self, dir: &Path) -> io::Result<bool> {
+        match self.kind {
+            Kind::V1 => Ok(fs::read_to_string(dir.join("freezer.state"))?.trim() == "FROZEN"),
+            Kind::V2 => Ok(fs::read_to_string(dir.join("cgroup.events"))?.lines().any(|line| line == "frozen 1")),
         }
     }
 
@@ -140,18 +159,56 @@ impl Freezer {
         }
     }
 
-    fn kill_all(&self) -> Result<(), String> {
-        let deadline = Instant::now() + PATIENCE;
+    /// Kills the containers that do not say that they are frozen, until everybody stands still or has ended. The others are
+    /// left alone, also when it comes to nothing: they are stopped, and their death would help nobody.
+    fn kill_running(&self, why: &str, deadline: Instant) -> Result<Stopped, String> {
+        let mut killed = BTreeSet::new();
+        loop {
+            let running = self.running();
+            if self.try_freeze().is_ok_and(|frozen| frozen) {
+                break;
+            }
+            if running.is_empty() {
+                // It cannot be told who it is; or nobody is left where nothing can be frozen.
+                match self.kill_all(deadline) {
+                    Ok(false) if !killed.is_empty() => break,
+                    Ok(_) => return Ok(Stopped::Killed(format!("every container was killed, for {why}"))),
+                    Err(alive) => return Err(format!("{why}; {alive}")),
+                }
+            }
+            for group in &running {
+                kill_once(group);
+                if killed.len() < GROUPS {
+                    killed.insert(group.file_name().unwrap_or_default().to_string_lossy().into_owned());
+                }
+            }
+            if Instant::now() >= deadline {
+                return Err(format!("{why}; of {} somebody can be neither frozen nor killed", some_of(&killed)));
+            }
+            thread::sleep(PAUSE);
+        }
+        if killed.is_empty() {
+            return Ok(Stopped::Frozen);
+        }
+        Ok(Stopped::Killed(format!("{} killed, for {why}", some_of(&killed))))
+    }
+
+    /// The containers in which somebody is alive, and that do not say that they are frozen; some, when there are many.
+    fn running(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        let groups = entries.filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir())).map(|e| e.path());
+        let runs = |group: &PathBuf| !self.has_frozen(group).unwrap_or(false) && !alive(group).is_empty();
+        groups.filter(runs).take(GROUPS).collect()
+    }
+
+    /// False when there was nobody.
+    fn kill_all(&self, deadline: Instant) -> Result<bool, String> {
         let mut before = Vec::new();
         let mut all_are_dying = false;
+        let mut somebody = false;
         let left = loop {
-            // Where the kernel has it: all at once, also those that are just being forked.
-            let _ = self.write("cgroup.kill", "1");
-            let alive = self.alive();
-            for pid in &alive {
-                // It may have ended since; who has not is found in the next round.
-                let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
-            }
+            let alive = kill_once(&self.dir);
+            somebody |= !alive.is_empty();
             if alive.is_empty() || Instant::now() >= deadline {
                 break alive;
             }
@@ -167,35 +224,18 @@ impl Freezer {
         // For those who come later.
         let _ = self.try_freeze();
         if left.is_empty() {
-            return Ok(());
+            return Ok(somebody);
         }
-        let some: Vec<String> = left.iter().take(5).map(i32::to_string).collect();
+        let some: Vec<String> = left.iter().take(NAMED).map(i32::to_string).collect();
         Err(format!("{} of its processes cannot be killed either (pid {})", left.len(), some.join(", ")))
-    }
-
-    /// Everybody in it, or below, who has not ended; sorted.
-    fn alive(&self) -> Vec<i32> {
-        let (mut found, mut todo) = (Vec::new(), vec![self.dir.clone()]);
-        while let Some(dir) = todo.pop() {
-            let members = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
-            found.extend(members.lines().filter_map(|pid| pid.parse::<i32>().ok()).filter(|pid| *pid > 0));
-            let entries = fs::read_dir(&dir).into_iter().flatten().flatten();
-            todo.extend(entries.filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir())).map(|e| e.path()));
-        }
-        found.retain(|pid| !has_ended(*pid));
-        found.sort_unstable();
-        found.dedup();
-        found
     }
 
     fn read(&self, file: &str) -> io::Result<String> {
         fs::read_to_string(self.dir.join(file))
     }
 
-    /// Never makes a file: on a hierarchy that lacks it that has to be an error.
     fn write(&self, file: &str, text: &str) -> io::Result<()> {
-        use std::io::Write;
-        fs::OpenOptions::new().write(true).open(self.dir.join(file))?.write_all(text.as_bytes())
+        write(&self.dir, file, text)
     }
 }
 
@@ -206,6 +246,48 @@ fn kind_of(line: &str) -> Option<Kind> {
         "cgroup2" => Some(Kind::V2),
         "cgroup" => words.nth(1)?.split(',').any(|word| word == "freezer").then_some(Kind::V1),
         _ => None,
+    }
+}
+
+/// Everybody in a group, or below, who has not ended; sorted.
+fn alive(group: &Path) -> Vec<i32> {
+    let (mut found, mut todo) = (Vec::new(), vec![group.to_owned()]);
+    while let Some(dir) = todo.pop() {
+        let members = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+        found.extend(members.lines().filter_map(|pid| pid.parse::<i32>().ok()).filter(|pid| *pid > 0));
+        let entries = fs::read_dir(&dir).into_iter().flatten().flatten();
+        todo.extend(entries.filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir())).map(|e| e.path()));
+    }
+    found.retain(|pid| !has_ended(*pid));
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+/// Sends everybody in a group, or below, their death; returns whom it found.
+fn kill_once(group: &Path) -> Vec<i32> {
+    // Where the kernel has it: all at once, also those that are just being forked.
+    let _ = write(group, "cgroup.kill", "1");
+    let alive = alive(group);
+    for pid in &alive {
+        // It may have ended since; who has not is found in the next round.
+        let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+    }
+    alive
+}
+
+/// Never makes a file: on a hierarchy that lacks it that has to be an error.
+fn write(group: &Path, file: &str, text: &str) -> io::Result<()> {
+    use std::io::Write;
+    fs::OpenOptions::new().write(true).open(group.join(file))?.write_all(text.as_bytes())
+}
+
+/// Of names, a few.
+fn some_of(names: &BTreeSet<String>) -> String {
+    let some = names.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match names.len() {
+        0..=NAMED => some,
+        more => format!("{some} and {} more", more - NAMED),
     }
 }
 

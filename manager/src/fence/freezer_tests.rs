@@ -2,6 +2,8 @@
 
 use std::process::{Child, Command, Stdio};
 
+use nix::{sys::stat::Mode, unistd::mkfifo};
+
 use super::*;
 
 /// A group of the test's own, in both hierarchies where they are there.
@@ -70,7 +72,7 @@ impl Counter {
     }
 
     fn member_of(&self, freezer: &Freezer) -> bool {
-        freezer.alive().contains(&(self.0.id() as i32))
+        alive(&freezer.dir).contains(&(self.0.id() as i32))
     }
 }
 
@@ -119,7 +121,7 @@ fn who_is_in_it_stops_who_comes_later_too_and_all_go_on() {
         counter.wait_beyond(counter.value());
         later.wait_beyond(1);
         drop((counter, later));
-        wait_for("nobody is left", || freezer.alive().is_empty());
+        wait_for("nobody is left", || alive(&freezer.dir).is_empty());
     }
 }
 
@@ -144,8 +146,8 @@ fn killing_reaches_the_frozen_and_leaves_it_frozen_for_those_to_come() {
         let mut counter = Counter::start(&child, files.path().join(format!("a-{:?}", freezer.kind)));
         counter.wait_beyond(10);
         assert_eq!(freezer.stop(), Ok(Stopped::Frozen));
-        freezer.kill_all().unwrap();
-        assert!(freezer.is_frozen() && freezer.alive().is_empty(), "{:?}", freezer.kind);
+        freezer.kill_all(Instant::now() + PATIENCE).unwrap();
+        assert!(freezer.is_frozen() && alive(&freezer.dir).is_empty(), "{:?}", freezer.kind);
         let status = counter.0.wait().unwrap();
         assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
     }
@@ -168,6 +170,89 @@ fn where_freezing_fails_everybody_is_killed_and_it_is_said() {
     let Ok(Stopped::Killed(why)) = broken.stop() else { panic!() };
     assert!(why.contains("cannot be frozen"), "{why}");
     counter.0.wait().unwrap();
+}
+
+/// A group of version 2 made of plain files, for what no kernel does when it is asked to.
+struct Painted {
+    freezer: Freezer,
+    _dir: tempfile::TempDir,
+}
+
+impl Painted {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let painted = Self { freezer: Freezer::painted(dir.path().join("g")), _dir: dir };
+        painted.group("", false, &[]);
+        fs::write(painted.freezer.dir.join("cgroup.freeze"), "0").unwrap();
+        painted
+    }
+
+    fn group(&self, name: &str, frozen: bool, members: &[&Idle]) {
+        let dir = self.freezer.dir.join(name);
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("cgroup.events"), format!("populated 1\nfrozen {}\n", u8::from(frozen))).unwrap();
+        let members = members.iter().map(|member| format!("{}\n", member.0.id())).collect::<String>();
+        fs::write(dir.join("cgroup.procs"), members).unwrap();
+    }
+}
+
+/// A process that does nothing.
+struct Idle(Child);
+
+impl Idle {
+    fn start() -> Self {
+        Self(Command::new("sleep").arg("600").stdin(Stdio::null()).spawn().unwrap())
+    }
+
+    fn lives(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_none()
+    }
+}
+
+impl Drop for Idle {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn only_the_container_that_does_not_freeze_is_killed() {
+    let (mut stuck, mut well) = (Idle::start(), Idle::start());
+    let painted = Painted::new();
+    painted.group("stuck", false, &[&stuck]);
+    painted.group("well", true, &[&well]);
+    // One round.
+    let killed = painted.freezer.kill_running("it has not become frozen", Instant::now()).unwrap_err();
+    assert!(killed.contains("of stuck somebody can be neither frozen nor killed"), "{killed}");
+    wait_for("it has ended", || !stuck.lives());
+    assert!(well.lives());
+    // Another one, without which all are frozen.
+    let (mut second, freezer) = (Idle::start(), &painted.freezer);
+    painted.group("second", false, &[&second]);
+    fs::remove_file(freezer.dir.join("cgroup.events")).unwrap();
+    mkfifo(&freezer.dir.join("cgroup.events"), Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+    let answer = |frozen: &str| fs::write(freezer.dir.join("cgroup.events"), frozen).unwrap();
+    let stopped = thread::scope(|scope| {
+        let stopping = scope.spawn(|| freezer.kill_running("why", Instant::now() + Duration::from_secs(60)));
+        answer("frozen 0\n");
+        wait_for("it has ended", || !second.lives());
+        answer("frozen 1\n");
+        stopping.join().unwrap()
+    });
+    assert_eq!(stopped, Ok(Stopped::Killed("second killed, for why".into())));
+    assert!(well.lives());
+}
+
+#[test]
+fn where_nobody_is_to_blame_everybody_is_killed() {
+    let (mut one, mut member) = (Idle::start(), Idle::start());
+    let painted = Painted::new();
+    painted.group("one", true, &[&one]);
+    painted.group("", false, &[&member]);
+    let stopped = painted.freezer.kill_running("why", Instant::now() + PATIENCE);
+    assert_eq!(stopped, Ok(Stopped::Killed("every container was killed, for why".into())));
+    wait_for("both have ended", || !one.lives() && !member.lives());
 }
 
 #[test]

@@ -30,7 +30,7 @@ pub(super) struct Watchdog {
     links: HostLinks,
     /// The links that were taken down here, by index.
     lowered: Vec<u32>,
-    /// Why everybody was killed, since the last release.
+    /// Who was killed, and why, since the last release.
     killed: Option<String>,
     device: Option<Device>,
     /// The last petting failed: said once.
@@ -163,19 +163,21 @@ impl Watchdog {
         false
     }
 
-    /// Processes first: a link that cannot be taken down must not keep them running.
+    /// Processes first: a link that cannot be taken down must not keep them running. But a process that does not freeze keeps
+    /// no link up either: as long as somebody runs, nobody is to hear of it.
     fn fence(&mut self) -> Fencing {
         let first = self.core.problem().is_empty() && !self.core.well();
+        self.freezer.begin();
+        let (lowered, outcome) = self.links.lower();
+        self.lowered.extend(lowered);
         let (stopped, running) = match self.freezer.stop() {
             Ok(Stopped::Frozen) => (true, None),
-            Ok(Stopped::Killed(why)) => {
-                self.killed = Some(format!("every container was killed, for {why}"));
+            Ok(Stopped::Killed(what)) => {
+                self.killed = Some(what);
                 (true, None)
             }
             Err(why) => (false, Some(format!("containers still run: {why}"))),
         };
-        let (lowered, outcome) = self.links.lower();
-        self.lowered.extend(lowered);
         let up = outcome.err().map(|error| format!("not every link went down: {error}"));
         let problems: Vec<String> = [running, self.killed.clone(), up].into_iter().flatten().collect();
         let problem = problems.join("; ");
@@ -214,3 +216,7 @@ impl Watchdog {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "serve_tests.rs"]
+mod tests;
