@@ -24,6 +24,20 @@ use super::{
 };
 use crate::network::HostLinks;
 
+/// More orders than a manager's queue has room for: one that goes on sending does not keep the next one out.
+const QUEUED: usize = 64;
+
+/// What came of reading an order.
+#[derive(Debug, PartialEq, Eq)]
+enum Heard {
+    /// There was none, or nobody is there any more.
+    Nothing,
+    /// It was followed.
+    Order,
+    /// It was the last one.
+    End,
+}
+
 pub(super) struct Watchdog {
     core: Core,
     freezer: Freezer,
@@ -61,23 +75,34 @@ impl Watchdog {
     /// Until it is told to end.
     pub fn run(mut self) -> Result<(), FenceError> {
         let failed = |errno: Errno| FenceError::watchdog(format!("its loop failed: {errno}"));
-        loop {
-            self.pet();
-            let (connecting, speaking) = self.wait().map_err(failed)?;
-            // First what time demands: a manager that sends without end must not put it off.
-            if self.follow(Event::Timer) {
-                break;
-            }
-            if connecting {
-                self.accept();
-            } else if speaking && self.listen() {
-                break;
-            }
-        }
+        while !self.turn().map_err(failed)? {}
         match self.device.take().map(Device::disarm) {
             Some(Err(error)) => Err(FenceError::watchdog(format!("the hardware watchdog cannot be disarmed: {error}"))),
             _ => Ok(()),
         }
+    }
+
+    /// What comes next; true when it was told to end.
+    fn turn(&mut self) -> Result<bool, Errno> {
+        self.pet();
+        let (connecting, speaking) = self.wait()?;
+        // First what time demands: a manager that sends without end must not put it off.
+        if self.follow(Event::Timer) {
+            return Ok(true);
+        }
+        if !connecting {
+            return Ok(speaking && self.listen() == Heard::End);
+        }
+        // What the manager before has said counts, and the next one is told a state in which it does.
+        for _ in 0..QUEUED {
+            match self.listen() {
+                Heard::Order => {}
+                Heard::Nothing => break,
+                Heard::End => return Ok(true),
+            }
+        }
+        self.accept();
+        Ok(false)
     }
 
     fn pet(&mut self) {
@@ -121,29 +146,30 @@ impl Watchdog {
         }
     }
 
-    /// One frame; true when that was the end.
-    fn listen(&mut self) -> bool {
-        let Some(manager) = &self.manager else { return false };
+    /// One frame.
+    fn listen(&mut self) -> Heard {
+        let Some(manager) = &self.manager else { return Heard::Nothing };
         let mut frame = [0; ORDER + 1];
         let length = match recv(manager.as_raw_fd(), &mut frame, MsgFlags::MSG_DONTWAIT) {
             Ok(length) if length > 0 => length,
-            Err(Errno::EAGAIN | Errno::EINTR) => return false,
+            Err(Errno::EAGAIN | Errno::EINTR) => return Heard::Nothing,
             // It ended, well or ill. Its deadline stands.
             _ => {
                 self.manager = None;
-                return false;
+                return Heard::Nothing;
             }
         };
-        match Order::decode(&frame[..length]) {
+        let end = match Order::decode(&frame[..length]) {
             Ok(order) => self.follow(Event::Told(order)),
             // Another version learns ours from the answer.
             Err(FrameError::Version(_)) => self.follow(Event::Told(Order::Hello)),
             Err(error) => {
                 self.journal.say(&format!("a connection is closed: {error}"));
                 self.manager = None;
-                false
+                return Heard::Nothing;
             }
-        }
+        };
+        if end { Heard::End } else { Heard::Order }
     }
 
     /// True when that was the end.

@@ -1,4 +1,4 @@
-//! Over a group made of plain files.
+//! The loop, turn by turn, over a group made of plain files.
 
 use std::{
     fs,
@@ -13,7 +13,7 @@ use std::{
 use nix::{
     sched::{CloneFlags, unshare},
     sys::{
-        socket::{AddressFamily, Backlog, SockType, UnixAddr, bind, listen, socket},
+        socket::{AddressFamily, Backlog, SockType, UnixAddr, bind, connect, listen, socket},
         stat::Mode,
     },
     unistd::mkfifo,
@@ -44,6 +44,12 @@ impl Scene {
         Self { dir, watchdog }
     }
 
+    fn connect(&self) -> OwnedFd {
+        let manager = seqpacket();
+        connect(manager.as_raw_fd(), &address(self.dir.path())).unwrap();
+        manager
+    }
+
     fn group(&self) -> PathBuf {
         self.dir.path().join("group")
     }
@@ -55,6 +61,49 @@ fn seqpacket() -> OwnedFd {
 
 fn address(dir: &Path) -> UnixAddr {
     UnixAddr::new(&dir.join("socket")).unwrap()
+}
+
+fn tell(manager: &OwnedFd, order: Order) {
+    send(manager.as_raw_fd(), &order.encode(), MsgFlags::empty()).unwrap();
+}
+
+fn told(manager: &OwnedFd) -> Report {
+    let mut frame = [0; 1024];
+    let length = recv(manager.as_raw_fd(), &mut frame, MsgFlags::MSG_DONTWAIT).unwrap();
+    Report::decode(&frame[..length]).unwrap()
+}
+
+#[test]
+fn what_a_manager_said_before_the_next_one_came_is_heard() {
+    let mut scene = Scene::new("none");
+    let first = scene.connect();
+    assert_eq!(scene.watchdog.turn(), Ok(false));
+    let far = clock::now() + 3_600_000_000_000;
+    tell(&first, Order::Hold(Due::At(2 * far)));
+    tell(&first, Order::Hold(Due::At(far)));
+    let second = scene.connect();
+    tell(&second, Order::Hello);
+    // Both are there: the newcomer, and what the other has said.
+    assert_eq!((scene.watchdog.turn(), scene.watchdog.turn()), (Ok(false), Ok(false)));
+    let Report::State(standing) = told(&second) else { panic!() };
+    assert_eq!(standing.due, Due::At(far));
+}
+
+#[test]
+fn a_manager_that_sends_without_end_does_not_keep_the_next_one_out() {
+    let mut scene = Scene::new("none");
+    let first = scene.connect();
+    assert_eq!(scene.watchdog.turn(), Ok(false));
+    for _ in 0..QUEUED {
+        tell(&first, Order::Hold(Due::Never));
+    }
+    // More than a manager's queue holds: it sends while it is read.
+    tell(&first, Order::Hold(Due::At(clock::now() + 3_600_000_000_000)));
+    let second = scene.connect();
+    tell(&second, Order::Hello);
+    assert_eq!((scene.watchdog.turn(), scene.watchdog.turn()), (Ok(false), Ok(false)));
+    let Report::State(standing) = told(&second) else { panic!() };
+    assert_eq!(standing.due, Due::Never);
 }
 
 #[test]
