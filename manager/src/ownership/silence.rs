@@ -38,7 +38,7 @@ pub enum Life {
     Answered { until: Instant },
     /// It has written to the store; until then its renewal may count.
     Writes { until: Instant },
-    /// Its manager was stopped and its containers go on.
+    /// It shows no other sign of life: its manager was stopped and its containers go on.
     Parked,
     /// The store has not been looked through, or what was found there has to be looked at once more.
     Unknown,
@@ -92,15 +92,16 @@ impl Silence {
         if !self.looked || self.gone.contains(node) {
             return Some(Life::Unknown);
         }
-        if self.parked.contains(node) {
-            return Some(Life::Parked);
-        }
         let beats = self.seen.get(node).into_iter().flat_map(|beats| beats.values());
         if let Some(until) = beats.max().map(|seen| *seen + terms.long).filter(|until| *until > now) {
             return Some(Life::Writes { until });
         }
         let until = answered.map_or(self.started, |at| at.max(self.started)) + terms.short;
-        (until > now).then_some(Life::Answered { until })
+        if until > now {
+            return Some(Life::Answered { until });
+        }
+        // Last: a mark may have been left by an earlier manager, and an operator's word is believed against a mark alone.
+        self.parked.contains(node).then_some(Life::Parked)
     }
 }
 
@@ -203,5 +204,23 @@ mod tests {
         let mut silence = Silence::new(start);
         silence.looked(start, Traces { parked: BTreeSet::from([n2()]), ..Traces::default() });
         assert_eq!(silence.life(TERMS, &n2(), None, at(start, 600_000)), Some(Life::Parked));
+    }
+
+    #[test]
+    fn a_mark_hides_neither_a_beat_nor_an_answer() {
+        let start = Instant::now();
+        let mut silence = Silence::new(start);
+        let traces = |numbers: &[u64]| Traces { parked: BTreeSet::from([n2()]), ..beats(numbers) };
+        silence.looked(at(start, 2000), traces(&[7]));
+        let life = |silence: &Silence, answered, ms| silence.life(TERMS, &n2(), answered, at(start, ms));
+        assert_eq!(life(&silence, None, 16_999), Some(Life::Writes { until: at(start, 17_000) }));
+        assert_eq!(life(&silence, None, 17_000), Some(Life::Parked), "the beat was left, too");
+        let answered = Some(at(start, 20_000));
+        assert_eq!(life(&silence, answered, 20_999), Some(Life::Answered { until: at(start, 21_000) }));
+        assert_eq!(life(&silence, answered, 21_000), Some(Life::Parked));
+        silence.looked(at(start, 22_000), traces(&[7, 8]));
+        assert_eq!(life(&silence, answered, 22_000), Some(Life::Writes { until: at(start, 37_000) }));
+        silence.looked(at(start, 23_000), traces(&[]));
+        assert_eq!(life(&silence, answered, 23_000), Some(Life::Unknown));
     }
 }
