@@ -31,6 +31,8 @@ mod process;
 mod protocol;
 mod serve;
 mod setting;
+#[cfg(test)]
+pub(crate) mod testing;
 mod told;
 
 pub use self::{

@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 
 use super::{Node, renewal::Renewed};
 use crate::{
-    fence::{Deadline, Guard},
+    fence::{Deadline, FenceError, Guard},
     membership::{ForgetError, Liveness, Membership},
     ownership::lease::{Beginning, End, Lease, Terms},
     spec::NodeName,
@@ -47,7 +47,7 @@ pub struct Keeper {
     marks: Mutex<Vec<String>>,
     /// One renewal at a time, and no beat goes beside one.
     renewing: tokio::sync::Mutex<()>,
-    /// How often the containers were let go on.
+    /// Goes up with each time that the containers were let go on, or may have been.
     releases: AtomicU64,
     /// The lease is renewed and the watchdog has not said yet that everything goes on: that it has fired is old news.
     releasing: AtomicBool,
@@ -124,6 +124,15 @@ impl Keeper {
             tokio::time::sleep(self.tick).await;
         }
         tracing::warn!("the watchdog does not take its deadline back: the containers are frozen when it comes");
+    }
+
+    /// Has the watchdog let go on what it has frozen, if it has.
+    async fn let_go_on(&self, deadline: Deadline) -> Result<(), FenceError> {
+        // Before, for it may come to pass without an answer; and after, for what begins in between begins frozen.
+        self.releases.fetch_add(1, Ordering::SeqCst);
+        let outcome = self.guard.release(deadline).await;
+        self.releases.fetch_add(1, Ordering::SeqCst);
+        outcome
     }
 
     /// What is wrong with the watchdog, or the lease.
@@ -271,9 +280,8 @@ impl Node {
                 End::At(at) => Deadline::At(at),
                 End::Lapsed => return,
             };
-            match keeper.guard.release(deadline).await {
+            match keeper.let_go_on(deadline).await {
                 Ok(()) => {
-                    keeper.releases.fetch_add(1, Ordering::SeqCst);
                     // Its report comes after its answer. One that never comes is a firing.
                     let mut state = keeper.guard.state();
                     let _ = tokio::time::timeout(REPORT, state.wait_for(|state| !state.fired)).await;
@@ -392,3 +400,7 @@ impl Node {
         self.uplink.has_carrier()
     }
 }
+
+#[cfg(test)]
+#[path = "keeper_tests.rs"]
+mod tests;

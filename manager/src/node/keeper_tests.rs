@@ -1,0 +1,62 @@
+//! With a watchdog that has nothing to freeze.
+
+use super::*;
+use crate::fence::testing::{Fake, Manner};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+const TERMS: Terms = Terms { short: Duration::from_secs(600), long: Duration::from_secs(3600) };
+
+fn n2() -> NodeName {
+    "n2".parse().unwrap()
+}
+
+/// The lease of a node that knows another and has just renewed, and the watchdog knows until when.
+async fn held(watchdog: &Fake) -> Keeper {
+    let keeper = Keeper::new(TERMS, [n2()], watchdog.guard().await, Vec::new());
+    let now = Instant::now();
+    assert!(keeper.lease().renewed(now, now) && keeper.look(now) && keeper.may_run());
+    keeper
+}
+
+/// The deadline comes.
+async fn frozen(keeper: &Keeper, watchdog: &Fake) {
+    keeper.guard.fence_now();
+    let mut state = keeper.guard.state();
+    tokio::time::timeout(PATIENCE, state.wait_for(|state| state.fired)).await.unwrap().unwrap();
+    assert!(watchdog.fired());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_release_without_an_answer_is_a_disturbance() {
+    let watchdog = Fake::start();
+    let keeper = held(&watchdog).await;
+    let moment = keeper.moment();
+    frozen(&keeper, &watchdog).await;
+    watchdog.is(Manner::Losing);
+    let error = keeper.let_go_on(Deadline::Never).await.unwrap_err();
+    assert!(matches!(error, FenceError::Lost), "{error}");
+    // It was done all the same, and is heard of from the next connection.
+    let mut state = keeper.guard.state();
+    tokio::time::timeout(PATIENCE, state.wait_for(|state| !state.fired)).await.unwrap().unwrap();
+    assert!(keeper.may_run() && !keeper.undisturbed_since(moment));
+    assert!(keeper.undisturbed_since(keeper.moment()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_begins_during_a_release_is_disturbed_by_it() {
+    let watchdog = Fake::start();
+    let keeper = Arc::new(held(&watchdog).await);
+    frozen(&keeper, &watchdog).await;
+    watchdog.is(Manner::Deaf);
+    let (before, releasing) = (keeper.moment(), Arc::clone(&keeper));
+    let releasing = tokio::spawn(async move { releasing.let_go_on(Deadline::Never).await });
+    let began = Instant::now();
+    while keeper.moment() == before {
+        assert!(began.elapsed() < PATIENCE);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let moment = keeper.moment();
+    watchdog.is(Manner::Well);
+    releasing.await.unwrap().unwrap();
+    assert_ne!(keeper.moment(), moment);
+}
