@@ -208,6 +208,13 @@ impl Keeper {
         }
     }
 
+    /// After a renewal: passes its end on. True when the mark of a parked node may go, since the watchdog goes by this end, whatever
+    /// becomes of this manager.
+    fn replaces_mark(&self, unparked: bool) -> bool {
+        let told = self.look(Instant::now());
+        told && unparked
+    }
+
     fn wants_renewal(&self) -> bool {
         // What is frozen is let go on after a renewal only.
         self.guard.state().borrow().fired || self.lease().wants_renewal(Instant::now())
@@ -262,8 +269,7 @@ impl Node {
         }
         self.release().await;
         drop(releasing);
-        keeper.look(Instant::now());
-        if unparked {
+        if keeper.replaces_mark(unparked) {
             self.unpark().await;
         }
         self.settle_beats(beat).await;

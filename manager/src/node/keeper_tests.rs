@@ -60,3 +60,25 @@ async fn what_begins_during_a_release_is_disturbed_by_it() {
     releasing.await.unwrap().unwrap();
     assert_ne!(keeper.moment(), moment);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mark_does_not_go_before_the_watchdog_knows_the_end_of_the_lease() {
+    let watchdog = Fake::start();
+    let keeper = held(&watchdog).await;
+    assert!(keeper.replaces_mark(true) && !keeper.replaces_mark(false));
+    watchdog.is(Manner::Deaf);
+    let began = Instant::now();
+    // Its queue is full at last.
+    for more in 1.. {
+        assert!(began.elapsed() < PATIENCE);
+        if !keeper.guard.hold(Deadline::At(began + Duration::from_secs(1_000_000 + more))) {
+            break;
+        }
+    }
+    assert!(!keeper.replaces_mark(true));
+    watchdog.is(Manner::Well);
+    while !keeper.replaces_mark(true) {
+        assert!(began.elapsed() < PATIENCE);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
