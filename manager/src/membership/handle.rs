@@ -134,6 +134,15 @@ impl Membership {
         if self.shared.forget(node)? { Ok(()) } else { Err(ForgetError::Lives(node.clone())) }
     }
 
+    /// Has a node that was forgotten too early known again, as before it is sent something. The caller counts it. Blocking, for as
+    /// long as a file takes to be written.
+    ///
+    /// # Errors
+    /// The file cannot be written, or is full; then nothing is changed.
+    pub fn remember(&self, node: &NodeName) -> Result<(), AcquaintancesError> {
+        self.shared.remember(node)
+    }
+
     /// What changes from now on. Subscribe first, then read [`Membership::peers`]; a receiver that lags reads it again.
     pub fn subscribe(&self) -> broadcast::Receiver<Event> {
         self.shared.events.subscribe()

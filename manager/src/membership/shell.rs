@@ -112,6 +112,15 @@ impl Shared {
         Ok(true)
     }
 
+    /// Blocking.
+    pub fn remember(&self, node: &NodeName) -> Result<(), AcquaintancesError> {
+        let inner = &mut *self.lock();
+        inner.acquaintances.touch(node, Touch::Known)?;
+        // What it announces has just been done.
+        inner.core.touch(node, Touch::Known, &mut Vec::new());
+        Ok(())
+    }
+
     pub fn input(self: &Arc<Self>, input: Input) {
         self.step(&mut self.lock(), input);
     }

@@ -260,6 +260,11 @@ async fn contacts_are_on_the_disk_before_they_count_and_a_node_that_is_gone_can_
     a.until("b", Liveness::Dead, LONG).await;
     a.membership().forget(&view.name).unwrap();
     assert!(a.membership().peers().is_empty() && a.membership().known().is_empty() && a.membership().met().is_empty());
+    // It was forgotten too early.
+    a.membership().remember(&view.name).unwrap();
+    let on_disk = Acquaintances::open(a.state.path().join("peers.json"), 8).unwrap();
+    assert_eq!((names(&a.membership().known()), names(&on_disk.contacts().known)), (vec!["b"], vec!["b"]));
+    assert!(a.membership().met().is_empty());
 }
 
 #[tokio::test]

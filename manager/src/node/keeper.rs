@@ -23,7 +23,7 @@ use tokio::sync::Notify;
 use super::{Node, renewal::Renewed};
 use crate::{
     fence::{Deadline, FenceError, Guard},
-    membership::{ForgetError, Liveness, Membership},
+    membership::{AcquaintancesError, ForgetError, Liveness, Membership},
     ownership::lease::{Beginning, End, Lease, Terms},
     spec::NodeName,
 };
@@ -163,13 +163,26 @@ impl Keeper {
     pub(super) fn forget(&self, membership: &Membership, node: &NodeName) -> Result<(), ForgetError> {
         // Not with the lease locked, as in `listen`.
         membership.forget(node)?;
-        self.lease().forget(node, Instant::now());
+        self.forgotten(node, || membership.known().contains(node));
         Ok(())
     }
 
-    /// Counts it again.
-    pub(super) fn remember(&self, node: &NodeName) {
+    /// `known`: whether the membership knows it again.
+    fn forgotten(&self, node: &NodeName, known: impl FnOnce() -> bool) {
+        self.lease().forget(node, Instant::now());
+        // What was announced between the two found the entry that has gone just now, and is not announced again.
+        if known() {
+            self.lease().know(node, None, Instant::now());
+        }
+    }
+
+    /// Counts it again, also after a restart. Blocking, for as long as a file takes to be written.
+    ///
+    /// # Errors
+    /// It cannot be written down: it counts until this manager ends.
+    pub(super) fn remember(&self, membership: &Membership, node: &NodeName) -> Result<(), AcquaintancesError> {
         self.lease().know(node, None, Instant::now());
+        membership.remember(node)
     }
 
     /// Takes in the answers that came since the last look.

@@ -62,6 +62,25 @@ async fn what_begins_during_a_release_is_disturbed_by_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_comes_back_while_it_is_forgotten_counts() {
+    let watchdog = Fake::start();
+    let keeper = held(&watchdog).await;
+    let counts = || keeper.lease().end(Instant::now()) != End::Never;
+    // It is heard after the membership has forgotten it.
+    keeper.forgotten(&n2(), || {
+        keeper.know(&n2(), Instant::now());
+        true
+    });
+    assert!(counts());
+    // Before the lease has, too.
+    keeper.know(&n2(), Instant::now());
+    keeper.forgotten(&n2(), || true);
+    assert!(counts());
+    keeper.forgotten(&n2(), || false);
+    assert!(!counts());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_mark_does_not_go_before_the_watchdog_knows_the_end_of_the_lease() {
     let watchdog = Fake::start();
     let keeper = held(&watchdog).await;

@@ -169,7 +169,10 @@ impl Node {
         match self.look_for_retired().await {
             Ok(retired) if self.is_marked(node, &retired).await.unwrap_or(false) => {}
             _ => {
-                self.ctx.lease.remember(node);
+                let (this, back) = (Arc::clone(self), node.clone());
+                let done = tokio::task::spawn_blocking(move || this.ctx.lease.remember(&this.ctx.membership, &back));
+                let done = done.await.map_err(|error| ApiError::failed(&error))?;
+                done.map_err(|error| ApiError::failed(&error))?;
                 return Err(ApiError::Unavailable(format!("{node} has come back")));
             }
         }
