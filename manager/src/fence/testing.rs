@@ -17,7 +17,7 @@ use nix::sys::socket::{
 use super::{
     Guard, SOCKET, Setting, clock,
     core::{Action, Core, Event, Fencing},
-    protocol::{Order, Report, Standing},
+    protocol::{Due, Order, Report, Standing},
 };
 
 /// How it behaves.
@@ -26,6 +26,8 @@ pub enum Manner {
     Well,
     /// It reads nothing.
     Deaf,
+    /// It cannot release.
+    Failing,
     /// It does what it is told and is gone before it says so.
     Losing,
 }
@@ -69,6 +71,12 @@ impl Fake {
     pub fn fired(&self) -> bool {
         self.shared.core().fired()
     }
+
+    /// The containers go on without a deadline.
+    pub fn is_parked(&self) -> bool {
+        let core = self.shared.core();
+        !core.fired() && core.due() == Due::Never
+    }
 }
 
 impl Drop for Fake {
@@ -93,7 +101,7 @@ impl Shared {
             if manner == Manner::Deaf {
                 continue;
             }
-            self.follow(Event::Timer, setting, manager.as_ref());
+            self.follow(Event::Timer, manner, setting, manager.as_ref());
             if let Ok(fd) = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
                 // SAFETY: the kernel just returned this descriptor and nobody else owns it.
                 #[allow(unsafe_code)]
@@ -111,12 +119,12 @@ impl Shared {
                 if lost {
                     manager = None;
                 }
-                self.follow(Event::Told(order), setting, manager.as_ref());
+                self.follow(Event::Told(order), manner, setting, manager.as_ref());
             }
         }
     }
 
-    fn follow(&self, event: Event, setting: u64, manager: Option<&OwnedFd>) {
+    fn follow(&self, event: Event, manner: Manner, setting: u64, manager: Option<&OwnedFd>) {
         let mut core = self.core();
         let mut events = vec![event];
         while let Some(event) = events.pop() {
@@ -124,6 +132,10 @@ impl Shared {
                 let report = match action {
                     Action::Fence => {
                         events.push(Event::Fenced(Fencing { stopped: true, problem: String::new() }));
+                        continue;
+                    }
+                    Action::Release if manner == Manner::Failing => {
+                        events.push(Event::Released(Err("a link does not come up".into())));
                         continue;
                     }
                     Action::Release => {

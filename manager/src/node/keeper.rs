@@ -33,8 +33,8 @@ const SOON: Duration = Duration::from_millis(250);
 /// Between renewals while a node does not answer for longer.
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// How often a watchdog that is behind is told that there is no deadline any more.
-const PARK_TRIES: u32 = 20;
+/// How often a watchdog, when it dies meanwhile, is told that there is no deadline any more.
+const PARK_TRIES: u32 = 3;
 /// How long after its answer to a release the watchdog may report that it is done.
 const REPORT: Duration = Duration::from_secs(1);
 
@@ -110,20 +110,26 @@ impl Keeper {
         self.may_run() && self.moment() == moment
     }
 
-    /// From now on there is no deadline: this node's mark in the store keeps everybody from its containers.
-    pub async fn park(&self) {
+    /// From now on there is no deadline, and what was frozen goes on: this node's mark in the store keeps everybody from its
+    /// containers, and their epochs have been read after it was there.
+    ///
+    /// # Errors
+    /// [`FenceError::NotReleased`]: they are frozen and stay so. Any other: it is not known whether they are, or have a deadline.
+    pub async fn park(&self) -> Result<(), FenceError> {
+        // One that is under way may be telling another deadline.
+        let _one = self.renewing.lock().await;
         {
             // Under the lock, so that nobody who looks just now tells another deadline afterwards.
             let _lease = self.lease();
             self.parking.store(true, Ordering::SeqCst);
         }
-        for _ in 0..PARK_TRIES {
-            if self.guard.hold(Deadline::Never) {
-                return;
+        let mut tries = 1;
+        loop {
+            match self.let_go_on(Deadline::Never).await {
+                Err(FenceError::Lost) if tries < PARK_TRIES => tries += 1,
+                other => return other,
             }
-            tokio::time::sleep(self.tick).await;
         }
-        tracing::warn!("the watchdog does not take its deadline back: the containers are frozen when it comes");
     }
 
     /// Has the watchdog let go on what it has frozen, if it has.
@@ -260,6 +266,9 @@ impl Node {
     pub(super) async fn renew_lease(self: &Arc<Self>) -> bool {
         let keeper = &self.ctx.lease;
         let _one = keeper.renewing.lock().await;
+        if keeper.parking.load(Ordering::SeqCst) {
+            return false;
+        }
         let began = Instant::now();
         let beat = match self.renew().await {
             Ok(Renewed::Clean { beat }) => beat,
@@ -292,7 +301,7 @@ impl Node {
     /// Has the watchdog let the containers go on, if it has frozen them.
     async fn release(&self) {
         let keeper = &self.ctx.lease;
-        if keeper.guard.state().borrow().fired && !keeper.parking.load(Ordering::SeqCst) {
+        if keeper.guard.state().borrow().fired {
             let end = keeper.lease().end(Instant::now());
             let deadline = match end {
                 End::Never => Deadline::Never,
@@ -422,4 +431,4 @@ impl Node {
 
 #[cfg(test)]
 #[path = "keeper_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -6,12 +6,22 @@ use crate::fence::testing::{Fake, Manner};
 const PATIENCE: Duration = Duration::from_secs(60);
 const TERMS: Terms = Terms { short: Duration::from_secs(600), long: Duration::from_secs(3600) };
 
+impl Keeper {
+    pub fn guard(&self) -> &Guard {
+        &self.guard
+    }
+
+    pub async fn renewing(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.renewing.lock().await
+    }
+}
+
 fn n2() -> NodeName {
     "n2".parse().unwrap()
 }
 
 /// The lease of a node that knows another and has just renewed, and the watchdog knows until when.
-async fn held(watchdog: &Fake) -> Keeper {
+pub async fn held(watchdog: &Fake) -> Keeper {
     let keeper = Keeper::new(TERMS, [n2()], watchdog.guard().await, Vec::new());
     let now = Instant::now();
     assert!(keeper.lease().renewed(now, now) && keeper.look(now) && keeper.may_run());
@@ -19,7 +29,7 @@ async fn held(watchdog: &Fake) -> Keeper {
 }
 
 /// The deadline comes.
-async fn frozen(keeper: &Keeper, watchdog: &Fake) {
+pub async fn frozen(keeper: &Keeper, watchdog: &Fake) {
     keeper.guard.fence_now();
     let mut state = keeper.guard.state();
     tokio::time::timeout(PATIENCE, state.wait_for(|state| state.fired)).await.unwrap().unwrap();

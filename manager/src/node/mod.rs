@@ -20,6 +20,7 @@ mod joined;
 mod keeper;
 mod life;
 mod lock;
+mod parking;
 mod renewal;
 mod retiring;
 mod startup;

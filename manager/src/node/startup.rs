@@ -302,42 +302,6 @@ fn machine_nonce(state_dir: &Path) -> anyhow::Result<String> {
 }
 
 impl Node {
-    /// Marks the containers that go on running as nobody's to take, since no manager renews this node's lease from now on. False
-    /// when they are left to the watchdog: it freezes them, or has, and they are taken over.
-    async fn park(self: &Arc<Self>) -> bool {
-        if !self.has_copies() {
-            return true;
-        }
-        let cause = if self.ctx.lease.may_run() {
-            match parked::park(&self.ctx.store, self.name()).await {
-                // Whoever claimed before may not have seen the mark.
-                Ok(mark) => match self.are_newest().await {
-                    Ok(true) => {
-                        self.ctx.lease.park().await;
-                        return true;
-                    }
-                    outcome => {
-                        // Nobody would take over what the watchdog freezes.
-                        let kept = parked::unpark(&self.ctx.store, &[mark]).await.err();
-                        let cause = outcome.err().map(|error| crate::chain(&error));
-                        let cause =
-                            cause.unwrap_or_else(|| "another node has claimed a container that runs here".into());
-                        cause
-                            + &kept
-                                .map(|error| format!("; and the mark stays: {}", crate::chain(&error)))
-                                .unwrap_or_default()
-                    }
-                },
-                Err(error) => crate::chain(&error),
-            }
-        } else {
-            "this node's lease is over".into()
-        };
-        let text = "this node is not parked: its containers are frozen when its lease ends, and may then be taken over";
-        self.events().emit(None, "node.not-parked", text, json!({"cause": cause}));
-        false
-    }
-
     /// Lets go of all containers and leaves them running. Returns those that are down and that no peer has taken over.
     async fn let_go(&self) -> Vec<ContainerName> {
         const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);

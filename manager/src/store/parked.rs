@@ -17,18 +17,21 @@ struct Content<'a> {
     at: DateTime<Utc>,
 }
 
-/// Says that `node` is parked, and returns the mark. Each time by one of its own: the removal of an earlier one may still be on its way.
+/// A mark for one stop of the manager of `node`: the removal of an earlier one may still be on its way.
+pub fn mark(node: &NodeName) -> String {
+    keys::parked(node, &record::nonce())
+}
+
+/// Says by `mark` that `node` is parked; also when it has been said by it already.
 ///
 /// # Errors
-/// From the store. After a retryable one it may be parked; call again to be sure.
-pub async fn park(store: &Store, node: &NodeName) -> Result<String, StoreError> {
-    let key = keys::parked(node, &record::nonce());
+/// From the store. After a retryable one it may be parked, or may yet come to be: call again to be sure, or [`unpark`].
+pub async fn park(store: &Store, node: &NodeName, mark: &str) -> Result<(), StoreError> {
     let content = Content { node, at: Utc::now().trunc_subsecs(3) };
     let encoded = serde_json::to_vec(&content);
     let bytes =
-        encoded.map_err(|source| StoreError::Internal { op: "encode", key: key.clone(), source: source.into() })?;
-    store.put_new(&key, Bytes::from(bytes)).await?;
-    Ok(key)
+        encoded.map_err(|source| StoreError::Internal { op: "encode", key: mark.into(), source: source.into() })?;
+    store.put_new(mark, Bytes::from(bytes)).await.map(drop)
 }
 
 /// The marks of a node. Those of now, so that none that is made later is taken away with them.
@@ -71,14 +74,16 @@ mod tests {
         let [n1, n2]: [NodeName; 2] = ["n1", "n2"].map(|name| name.parse().unwrap());
         assert!(all(&store).await.unwrap().is_empty());
         assert_eq!(marks(&store, &n1).await.unwrap(), [""; 0]);
-        for node in [&n1, &n2, &n1] {
-            park(&store, node).await.unwrap();
+        let twice = mark(&n1);
+        for (node, mark) in [(&n1, &twice), (&n2, &mark(&n2)), (&n1, &twice), (&n1, &mark(&n1))] {
+            park(&store, node, mark).await.unwrap();
         }
         store.put_new("parked/NOT-A-NODE/x", Bytes::new()).await.unwrap();
         assert_eq!(all(&store).await.unwrap(), [n1.clone(), n2.clone()].into());
         let before = marks(&store, &n1).await.unwrap();
         assert_eq!(before.len(), 2);
-        let later = park(&store, &n1).await.unwrap();
+        let later = mark(&n1);
+        park(&store, &n1, &later).await.unwrap();
         for _ in 0..2 {
             unpark(&store, &before).await.unwrap();
         }
