@@ -22,6 +22,7 @@ use serde_json::json;
 use super::{
     actor::{Actor, State},
     launch,
+    remove_tree::remove_tree,
     upload::Job,
     view::Phase,
 };
@@ -221,8 +222,8 @@ impl Actor {
         launch::blocking(move || {
             let clean = || {
                 // The dump's error is the one to report; a directory left behind is replaced by the next of its name.
-                let _ = fs::remove_dir_all(&images);
-                let _ = fs::remove_dir_all(&staging);
+                let _ = remove_tree(&images);
+                let _ = remove_tree(&staging);
             };
             clean();
             let made = fs::create_dir_all(&images).and_then(|()| fs::create_dir_all(&staging));

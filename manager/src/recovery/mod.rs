@@ -43,6 +43,7 @@ mod packer;
 mod place;
 mod record;
 mod recover;
+mod remove_tree;
 mod rest;
 mod restore;
 mod shipping;

@@ -1,11 +1,12 @@
 //! Dumps become drafts on this node's disk, whatever the store does.
 
-use std::{fs, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use tokio::sync::mpsc;
 
 use super::{
     launch::blocking,
+    remove_tree::remove_tree,
     upload::{Job, Report, Shared},
 };
 use crate::snapshot::{self, PackOptions, Queue, SnapshotError};
@@ -97,11 +98,8 @@ async fn discard(shared: &Shared, job: Job) {
     let name = shared.setting.name.clone();
     blocking(move || {
         for dir in job.parts.iter().map(|part| &part.dir).chain([&job.staging]) {
-            match fs::remove_dir_all(dir) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    tracing::warn!(container = %name, %error, "{} could not be removed", dir.display());
-                }
-                _ => {}
+            if let Err(error) = remove_tree(dir) {
+                tracing::warn!(container = %name, %error, "{} could not be removed", dir.display());
             }
         }
     })

@@ -1,10 +1,8 @@
 //! Where a container's things are on this node.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::{fs, io, path::PathBuf};
 
+use super::remove_tree::remove_tree;
 use crate::{config::NodeConfig, spec::ContainerName};
 
 /// What becomes of the named volumes when the other files of a copy go.
@@ -123,19 +121,6 @@ impl Place {
     pub fn remove(&self) -> io::Result<()> {
         remove_tree(&self.scratch)?;
         remove_tree(&self.dir)
-    }
-}
-
-fn remove_tree(dir: &Path) -> io::Result<()> {
-    let mut tries = 0;
-    loop {
-        match fs::remove_dir_all(dir) {
-            Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(()),
-            // What ships the log or uploads drafts may have put one more file there meanwhile.
-            Err(err) if err.kind() == io::ErrorKind::DirectoryNotEmpty && tries < 20 => tries += 1,
-            other => return other,
-        }
-        std::thread::sleep(std::time::Duration::from_millis(5));
     }
 }
 

@@ -20,6 +20,7 @@ use super::{
     live::{self, Live},
     place::{Place, Volumes},
     recover::ms,
+    remove_tree::remove_tree,
 };
 use crate::{
     agentlink::{AgentLink, ChannelDir},
@@ -107,7 +108,7 @@ pub(super) async fn restore(
                         "raw_bytes": manifest.raw_bytes(), "stored_bytes": manifest.stored_bytes()});
     ctx.events.emit(Some(name), "recovery.restored", &format!("restored from {id}"), detail);
     judge_connections(ctx, name, survivors);
-    if let Err(error) = fs::remove_dir_all(&images) {
+    if let Err(error) = remove_tree(&images) {
         tracing::warn!(container = %name, %error, "the images of the restore could not be removed");
     }
     let live = Live::new(pid, link, status.incarnation.clone()).map_err(LaunchError::io("watch the container"))?;
