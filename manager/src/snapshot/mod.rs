@@ -18,6 +18,7 @@ mod error;
 mod fetch;
 #[cfg(test)]
 mod figures;
+mod held;
 #[cfg(test)]
 mod hostile;
 mod manifest;

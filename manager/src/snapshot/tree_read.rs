@@ -27,13 +27,12 @@ use tar::{Archive, Entry, EntryType};
 use super::{
     SnapshotError,
     error::io as io_error,
+    held::Held,
     tar_guard::{Sparse, SparseMap, TarGuard},
     tree_write::{XATTR, XATTR_HEX},
 };
 
 const COPY: usize = 256 << 10;
-/// Names and attributes of directories, which are held until the end, in bytes.
-const HELD_MAX: u64 = 512 << 20;
 
 /// What the manifest says the stream may hold.
 #[derive(Debug, Clone, Copy)]
@@ -46,6 +45,16 @@ pub struct Bounds {
 ///
 /// After an error `target` holds an unfinished tree.
 pub fn read_tree<R: Read>(object: &str, stream: R, target: &Path, bounds: Bounds) -> Result<(), SnapshotError> {
+    read_within(object, stream, target, bounds, Held::default())
+}
+
+pub(super) fn read_within<R: Read>(
+    object: &str,
+    stream: R,
+    target: &Path,
+    bounds: Bounds,
+    held: Held,
+) -> Result<(), SnapshotError> {
     let flags = OFlag::O_DIRECTORY | OFlag::O_PATH | OFlag::O_CLOEXEC;
     let root = openat(AT_FDCWD, target, flags, Mode::empty()).map_err(|e| io_error("open", target)(e.into()))?;
     let (stream, sparse) = TarGuard::new(stream);
@@ -55,7 +64,7 @@ pub fn read_tree<R: Read>(object: &str, stream: R, target: &Path, bounds: Bounds
         root,
         parent: None,
         directories: Vec::new(),
-        held: 0,
+        held,
         left: bounds,
         sparse,
         buffer: vec![0; COPY],
@@ -91,8 +100,8 @@ struct Reader<'a> {
     parent: Option<(PathBuf, OwnedFd)>,
     /// Their mode and time are set when nothing is written to them any more.
     directories: Vec<(PathBuf, Metadata)>,
-    /// What `directories` takes.
-    held: u64,
+    /// What `directories` may still take.
+    held: Held,
     left: Bounds,
     /// The holes of the current entry.
     sparse: Sparse,
@@ -264,9 +273,8 @@ impl Reader<'_> {
     }
 
     fn hold(&mut self, path: PathBuf, metadata: Metadata) -> Result<(), SnapshotError> {
-        let attributes: usize = metadata.xattrs.iter().map(|(name, value)| name.len() + value.len() + 64).sum();
-        self.held += (path.as_os_str().len() + attributes + 128) as u64;
-        if self.held > HELD_MAX {
+        let xattrs = metadata.xattrs.iter().map(|(name, value)| (name.as_slice(), value.as_slice()));
+        if self.held.directory(&path, xattrs).is_err() {
             return Err(self.hostile(path.as_os_str().as_bytes(), "is one of too many directories and attributes"));
         }
         self.directories.push((path, metadata));

@@ -7,7 +7,7 @@
 
 use std::{
     collections::HashMap,
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     fs::{File, Metadata},
     io::{self, Read, Write},
     os::unix::{
@@ -26,6 +26,7 @@ use tar::{Builder, EntryType, Header};
 use super::{
     SnapshotError,
     error::io as io_error,
+    held::Held,
     tar_guard::{EXTENDED_MAX, PIECES_MAX},
 };
 
@@ -50,7 +51,12 @@ pub trait Sink: Write {
 
 /// Writes the tree under `root`, its top directory included as `.`.
 pub fn write_tree<S: Sink>(root: &Path, sink: S) -> Result<(S, Written), SnapshotError> {
-    let mut writer = Writer { root, builder: Builder::new(sink), links: HashMap::new(), written: Written::default() };
+    write_within(root, sink, Held::default())
+}
+
+pub(super) fn write_within<S: Sink>(root: &Path, sink: S, held: Held) -> Result<(S, Written), SnapshotError> {
+    let (builder, links) = (Builder::new(sink), HashMap::new());
+    let mut writer = Writer { root, builder, links, held, written: Written::default() };
     let meta = std::fs::symlink_metadata(root).map_err(io_error("read", root))?;
     if !meta.is_dir() {
         return Err(io_error("read", root)(io::ErrorKind::NotADirectory.into()));
@@ -66,6 +72,8 @@ struct Writer<'a, S: Sink> {
     builder: Builder<S>,
     /// The first name of every file with several.
     links: HashMap<(u64, u64), PathBuf>,
+    /// What a reader still holds of directories.
+    held: Held,
     written: Written,
 }
 
@@ -110,7 +118,13 @@ impl<S: Sink> Writer<'_, S> {
             }
             self.links.insert((meta.dev(), meta.ino()), name.to_owned());
         }
-        self.extensions(&path, meta)?;
+        let xattrs = xattrs(&path)?;
+        let held = || xattrs.iter().map(|(name, value)| (name.as_bytes(), value.as_slice()));
+        if meta.is_dir() && self.held.directory(relative, held()).is_err() {
+            let what = "the names and attributes of all directories up to this one take more than 512 MiB".to_owned();
+            return Err(SnapshotError::Unsupported { path, what });
+        }
+        self.extensions(&path, meta, xattrs)?;
         header.set_size(0);
         if kind.is_symlink() {
             let target = std::fs::read_link(&path).map_err(io_error("read", &path))?;
@@ -181,21 +195,12 @@ impl<S: Sink> Writer<'_, S> {
         Ok(())
     }
 
-    fn extensions(&mut self, path: &Path, meta: &Metadata) -> Result<(), SnapshotError> {
+    fn extensions(&mut self, path: &Path, meta: &Metadata, xattrs: Vec<Xattr>) -> Result<(), SnapshotError> {
         let mut records: Vec<(String, Vec<u8>)> = Vec::new();
         if meta.mtime_nsec() != 0 || meta.mtime() < 0 {
             records.push(("mtime".to_owned(), format!("{}.{:09}", meta.mtime(), meta.mtime_nsec()).into_bytes()));
         }
-        let names = match xattr::list(path) {
-            Ok(names) => names.collect(),
-            Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => Vec::new(),
-            Err(e) => return Err(io_error("read the attributes of", path)(e)),
-        };
-        for name in names {
-            if let Some(value) = xattr::get(path, &name).map_err(io_error("read the attributes of", path))? {
-                records.push(encode_xattr(&name, value));
-            }
-        }
+        records.extend(xattrs.into_iter().map(|(name, value)| encode_xattr(&name, value)));
         if records.is_empty() {
             return Ok(());
         }
@@ -208,6 +213,24 @@ impl<S: Sink> Writer<'_, S> {
         let records = records.iter().map(|(k, v)| (k.as_str(), v.as_slice()));
         self.builder.append_pax_extensions(records).map_err(io_error("pack", path))
     }
+}
+
+type Xattr = (OsString, Vec<u8>);
+
+fn xattrs(path: &Path) -> Result<Vec<Xattr>, SnapshotError> {
+    let error = || io_error("read the attributes of", path);
+    let names = match xattr::list(path) {
+        Ok(names) => names,
+        Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(Vec::new()),
+        Err(e) => return Err(error()(e)),
+    };
+    let mut xattrs = Vec::new();
+    for name in names {
+        if let Some(value) = xattr::get(path, &name).map_err(error())? {
+            xattrs.push((name, value));
+        }
+    }
+    Ok(xattrs)
 }
 
 /// Whether a file with holes is in no more pieces than a reader takes.
