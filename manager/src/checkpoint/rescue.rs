@@ -195,8 +195,9 @@ fn settle(criu: &Path, init_pid: i32, stopped_before: &HashSet<i32>, mut remains
         }
         thread::sleep(Duration::from_millis(10));
     }
+    let deadline = Instant::now() + evict::PATIENCE;
     for pid in processes.into_iter().filter(|pid| !remains.not_running.contains(pid) && !foreign.contains(pid)) {
-        match evict::evict(pid) {
+        match evict::evict(pid, deadline) {
             Ok(_) => {}
             // It has ended.
             Err(error) if proc::state(pid).is_none() => drop(error),
@@ -208,8 +209,9 @@ fn settle(criu: &Path, init_pid: i32, stopped_before: &HashSet<i32>, mut remains
 
 /// Before a dump: what an earlier CRIU left that was killed when nobody was there to mend it.
 pub(super) fn clear_leftovers(init_pid: i32) {
+    let deadline = Instant::now() + evict::PATIENCE;
     for pid in proc::descendants(init_pid) {
-        if let Err(error) = evict::evict(pid) {
+        if let Err(error) = evict::evict(pid, deadline) {
             tracing::warn!(pid, %error, "an earlier CRIU's pages could not be removed from a process");
         }
     }
