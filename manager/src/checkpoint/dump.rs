@@ -59,6 +59,8 @@ pub enum DumpError {
     InFlight { lines: String },
     #[error("the container's files could not be copied, so the dump was given up; the container goes on running")]
     Capture { source: CaptureError },
+    #[error("the container did not become quiet before the freeze, so nothing was dumped; it goes on running")]
+    Quiet { source: io::Error },
     #[error("the CPU could not be described for the images")]
     Cpu { source: Box<CpuError> },
     #[error("CRIU said it had dumped the container but wrote no memory pages")]
@@ -147,13 +149,19 @@ impl Dumper {
         if self.cpuinfo(timeout)? == cpuinfo { Ok(()) } else { cpu::check(&self.criu, cpuinfo, timeout) }
     }
 
-    /// Dumps a running container. Whatever is returned, the container runs again unless
+    /// Dumps a running container. `before` is called while it still runs, when the first copy of its files is made and nothing
+    /// but the freeze is left to do. Whatever is returned, the container runs again unless
     /// [`DumpError::leaves_running`] says otherwise. After an error the gate is open, whatever
     /// [`DumpRequest::stay_closed`] wanted, unless the error is [`DumpError::GateOpen`].
     ///
     /// # Errors
     /// See [`DumpError`]; the caller removes `images` and `staging` then.
-    pub fn dump(&self, request: &DumpRequest, gate: &mut dyn Gate) -> Result<DumpReport, DumpError> {
+    pub fn dump(
+        &self,
+        request: &DumpRequest,
+        gate: &mut dyn Gate,
+        before: &mut dyn FnMut() -> io::Result<()>,
+    ) -> Result<DumpReport, DumpError> {
         let started = Instant::now();
         let deadline = started + request.timeout;
         // First, so that it is ready by the time it is needed.
@@ -171,6 +179,7 @@ impl Dumper {
         let write = |source| DumpError::Io { operation: "note the dump in", path: request.work.clone(), source };
         let _underway = rescue::Underway::begin(&request.work, &stopped_before).map_err(write)?;
         let mut conversation = Conversation::prepare(request, gate, deadline)?;
+        before().map_err(|source| DumpError::Quiet { source })?;
 
         let hurried = Hurried::this_thread();
         urgent::hurry(swrk.pid());

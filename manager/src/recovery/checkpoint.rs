@@ -16,12 +16,12 @@ use std::{
 };
 
 use chrono::Utc;
-use ha_proto::agent::Health;
 use serde_json::json;
 
 use super::{
     actor::{Actor, State},
     launch,
+    quiet::Quiet,
     remove_tree::remove_tree,
     upload::Job,
     view::Phase,
@@ -29,12 +29,10 @@ use super::{
 use crate::{
     checkpoint::{CaptureSource, DumpError, DumpReport, DumpRequest, Gate},
     network::{self, NetworkError},
-    snapshot::{HexBytes, PartName, PartSource, SnapshotHealth, SnapshotKind, SnapshotMeta},
+    snapshot::{HexBytes, PartName, PartSource, SnapshotKind, SnapshotMeta},
     spec::{ContainerName, MountSource, SnapshotId},
 };
 
-/// No healthcheck begins for this long after the quiesce; a dump is over long before.
-const HOLD: Duration = Duration::from_secs(2);
 /// Dumps that may wait for the store in memory; further ones wait for these.
 const PENDING_MAX: usize = 2;
 
@@ -145,21 +143,12 @@ impl Actor {
             return Err(launch::FENCED.to_owned().into());
         }
         let check = self.app.spec.healthcheck.as_ref().map_or(Duration::ZERO, |check| check.timeout);
-        let status = live.link.quiesce(HOLD, check).await.map_err(|error| crate::chain(&error))?;
-        let health = match status.health() {
-            // Not unhealthy by its retries yet, but the last check has failed: no state to go back to.
-            _ if status.failing_streak > 0 => SnapshotHealth::Unhealthy,
-            Health::Healthy => SnapshotHealth::Healthy,
-            Health::Unhealthy => SnapshotHealth::Unhealthy,
-            Health::Unspecified | Health::None | Health::Starting => SnapshotHealth::Unknown,
-        };
+        let quiet = Quiet::ask(live.link.clone(), check).await.map_err(|error| crate::chain(&error))?;
         let id = SnapshotId { epoch: self.owner.epoch, seq: self.next_seq };
         let (frozen_at, wall) = (Instant::now(), Utc::now());
-        let dumped = self.dump(id, live.pid, kind == SnapshotKind::Final).await;
-        // Else checkpoints in quick succession would keep healthchecks off for ever. One that cannot be told ends the hold by
-        // itself, and its silence is the next ping's to judge.
-        let _ = live.link.quiesce(Duration::ZERO, Duration::ZERO).await;
-        let report = dumped?;
+        let dumped = self.dump(id, live.pid, kind == SnapshotKind::Final, quiet).await;
+        Quiet::end(&live.link).await;
+        let (report, quiet) = dumped?;
         self.next_seq += 1;
         self.save(super::record::LocalPhase::Up);
         if let Some(schedule) = &mut self.schedule {
@@ -171,13 +160,13 @@ impl Actor {
             node: self.ctx.config.node.clone(),
             frozen_at: wall,
             kind,
-            health,
+            health: quiet.health(),
             frozen_ms: report.frozen.as_secs_f64() * 1000.0,
             network: self.identity.clone(),
             app_generation: self.generation,
             image: self.app.image.clone(),
             agent_digest: Some(self.agent_digest.clone()),
-            agent_incarnation: HexBytes(status.incarnation),
+            agent_incarnation: HexBytes(quiet.incarnation().to_vec()),
             versions: self.ctx.versions.clone(),
             cpuinfo: self
                 .ctx
@@ -198,7 +187,13 @@ impl Actor {
         Ok(id)
     }
 
-    async fn dump(&self, id: SnapshotId, pid: i32, stay_closed: bool) -> Result<DumpReport, CheckpointError> {
+    async fn dump(
+        &self,
+        id: SnapshotId,
+        pid: i32,
+        stay_closed: bool,
+        mut quiet: Quiet,
+    ) -> Result<(DumpReport, Quiet), CheckpointError> {
         let images = self.place.images(&id.to_string());
         let staging = self.place.staging().join(id.to_string());
         let mut capture = vec![CaptureSource { name: "upper".into(), path: self.place.upper(), inside: "/".into() }];
@@ -219,6 +214,7 @@ impl Actor {
             timeout: self.ctx.config.checkpoint.timeout,
         };
         let (ctx, name, mac) = (Arc::clone(&self.ctx), self.name.clone(), self.identity.mac);
+        let agent = tokio::runtime::Handle::current();
         launch::blocking(move || {
             let clean = || {
                 // The dump's error is the one to report; a directory left behind is replaced by the next of its name.
@@ -230,7 +226,8 @@ impl Actor {
             let outcome =
                 made.map_err(CheckpointError::Room).and_then(|()| {
                     let mut gate = PortGate(ctx.network.holding_gate(&name, mac).map_err(CheckpointError::Gate)?);
-                    match ctx.dumper.dump(&request, &mut gate) {
+                    let mut before = || agent.block_on(quiet.renew()).map_err(io::Error::other);
+                    match ctx.dumper.dump(&request, &mut gate, &mut before) {
                         Err(DumpError::GateOpen { .. }) => Err(open_gate(&ctx.network, &name)
                             .map_or_else(CheckpointError::CutOff, |()| CheckpointError::Late)),
                         outcome => outcome.map_err(CheckpointError::Dump),
@@ -239,7 +236,7 @@ impl Actor {
             if outcome.is_err() {
                 clean();
             }
-            outcome
+            outcome.map(|report| (report, quiet))
         })
         .await
     }

@@ -41,6 +41,7 @@ mod order_restore;
 mod orders;
 mod packer;
 mod place;
+mod quiet;
 mod record;
 mod recover;
 mod remove_tree;

@@ -94,6 +94,39 @@ fn the_gate_is_closed_and_opened_inside_the_freeze() {
 }
 
 #[test]
+fn what_is_asked_before_the_freeze_is_asked_when_nothing_else_is_left_to_do() {
+    if skipped("what_is_asked_before_the_freeze_is_asked_when_nothing_else_is_left_to_do") {
+        return;
+    }
+    let _alone = alone();
+    let lab = Lab::new();
+    let mut place = lab.place();
+    let pid = place.start();
+    let mut client = lab.client();
+    client.ask("incr");
+    let (early, late) = (place.dir.join("data/early"), place.dir.join("data/late"));
+    fs::write(&early, "").unwrap();
+    let request = place.request(pid);
+    let mut gate = Hook::default();
+    let mut asked = false;
+    let mut before = || {
+        asked = true;
+        assert!(request.staging.join("data/early").exists(), "before the files were copied");
+        assert!(!matches!(proc::state(pid), Some('t')), "frozen already");
+        fs::write(&late, "")
+    };
+    place.dump_after(&request, &mut gate, &mut before).unwrap();
+    assert!(asked && request.staging.join("data/late").exists(), "what is done meanwhile is of the frozen moment, too");
+
+    let request = place.request(pid);
+    let mut gate = Hook::default();
+    let error = place.dump_after(&request, &mut gate, &mut || Err(io::Error::other("busy"))).unwrap_err();
+    assert!(matches!(error, DumpError::Quiet { .. }) && error.leaves_running(), "{error:?}");
+    assert!(gate.log.is_empty() && !request.work.join("dump-under-way").exists(), "{:?}", gate.log);
+    assert_eq!(client.ask("incr"), "2");
+}
+
+#[test]
 fn before_a_move_the_gate_stays_closed_and_the_connections_go_on_elsewhere() {
     if skipped("before_a_move_the_gate_stays_closed_and_the_connections_go_on_elsewhere") {
         return;

@@ -230,12 +230,21 @@ impl Place<'_> {
 
     pub fn dump(&self, pid: i32) -> (DumpRequest, DumpReport) {
         let request = self.request(pid);
-        let report = self.lab.dumper.dump(&request, &mut NoGate).unwrap();
+        let report = self.dump_with(&request, &mut NoGate).unwrap();
         (request, report)
     }
 
     pub fn dump_with(&self, request: &DumpRequest, gate: &mut dyn Gate) -> Result<DumpReport, DumpError> {
-        self.lab.dumper.dump(request, gate)
+        self.dump_after(request, gate, &mut || Ok(()))
+    }
+
+    pub fn dump_after(
+        &self,
+        request: &DumpRequest,
+        gate: &mut dyn Gate,
+        before: &mut dyn FnMut() -> io::Result<()>,
+    ) -> Result<DumpReport, DumpError> {
+        self.lab.dumper.dump(request, gate, before)
     }
 
     /// Takes the captured files over and restores the images.
