@@ -43,7 +43,7 @@ impl Shut {
         };
     }
 
-    fn all(&self) -> HashSet<u32> {
+    pub(super) fn all(&self) -> HashSet<u32> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

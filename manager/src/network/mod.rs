@@ -164,7 +164,7 @@ impl Network {
         let (netns, host_link) = (netns_path(container), host_link_name(container));
         let mut rtnl = self.rtnl();
         let (_, mtu) = bridge::find(&mut rtnl, &self.config.bridge)?;
-        remove(&mut rtnl, container.as_str(), &netns, &host_link)?;
+        self.remove(&mut rtnl, container)?;
         let plan = Plan { namespace: &netns, host_link: &host_link, identity, mtu, ipv6: self.ipv6 };
         let built = veth::build(&mut rtnl, &plan).and_then(|()| index_of(&mut rtnl, container, &host_link));
         match built {
@@ -176,7 +176,7 @@ impl Network {
                 host_index,
             }),
             Err(error) => {
-                if let Err(left) = remove(&mut rtnl, container.as_str(), &netns, &host_link) {
+                if let Err(left) = self.remove(&mut rtnl, container) {
                     tracing::warn!(%container, error = %left, "a network that could not be built was not all removed");
                 }
                 Err(error)
@@ -254,7 +254,26 @@ impl Network {
     /// # Errors
     /// [`NetworkError::Incomplete`] with everything that could not be removed; the rest was.
     pub fn teardown(&self, container: &ContainerName) -> Result<(), NetworkError> {
-        remove(&mut self.rtnl(), container.as_str(), &netns_path(container), &host_link_name(container))
+        self.remove(&mut self.rtnl(), container)
+    }
+
+    fn remove(&self, rtnl: &mut Rtnl, container: &ContainerName) -> Result<(), NetworkError> {
+        let host_link = host_link_name(container);
+        let mut errors = Vec::new();
+        match bridge::link_of(rtnl, &host_link) {
+            Ok(None) => {}
+            Ok(Some(link)) => errors.extend(self.delete_link(rtnl, &host_link, link.header.index).err()),
+            Err(error) => errors.push(error),
+        }
+        errors.extend(delete_namespace(&netns_path(container)).err());
+        Failures::check(format!("removing the network of {container}"), errors)
+    }
+
+    fn delete_link(&self, rtnl: &mut Rtnl, name: &str, index: u32) -> Result<(), NetworkError> {
+        delete_link(rtnl, name)?;
+        // Its gate may be closed, and nobody opens it any more.
+        self.shut.set(index, false);
+        Ok(())
     }
 
     /// Removes what is left of these containers' networks, and says what that was. By name only: a namespace or a link that
@@ -269,7 +288,7 @@ impl Network {
             let (netns, link) = (netns_path(container), host_link_name(container));
             match bridge::link_of(&mut rtnl, &link) {
                 Ok(None) => {}
-                Ok(Some(_)) => match delete_link(&mut rtnl, &link) {
+                Ok(Some(found)) => match self.delete_link(&mut rtnl, &link, found.header.index) {
                     Ok(()) => removed.push(link),
                     Err(error) => errors.push(error),
                 },
@@ -357,13 +376,6 @@ fn enslave(rtnl: &mut Rtnl, attachment: &Attachment, bridge: u32) -> Result<(), 
         let doing = if bridge == 0 { "taking out of the bridge" } else { "putting into the bridge" };
         NetworkError::Kernel { doing: format!("{doing} {}", attachment.host_link), source }
     })
-}
-
-fn remove(rtnl: &mut Rtnl, container: &str, netns: &Path, host_link: &str) -> Result<(), NetworkError> {
-    let mut errors = Vec::new();
-    errors.extend(delete_link(rtnl, host_link).err());
-    errors.extend(delete_namespace(netns).err());
-    Failures::check(format!("removing the network of {container}"), errors)
 }
 
 fn delete_link(rtnl: &mut Rtnl, name: &str) -> Result<(), NetworkError> {

@@ -68,6 +68,25 @@ fn nothing_passes_a_closed_gate_and_connections_outlive_it() {
     assert!(matches!(network.gate(&name("server")), Err(NetworkError::NotBuilt { .. })));
 }
 
+#[test]
+fn a_closed_gate_is_forgotten_with_its_link() {
+    let Some(node) = isolated("a_closed_gate_is_forgotten_with_its_link") else { return };
+    let network = node.network(None, None);
+    let close = |network: &Network| {
+        let built = attached(network, "closed", 2);
+        network.gate(&built.container).unwrap().close().unwrap();
+        assert_eq!(network.shut.all(), [built.host_index].into());
+        built
+    };
+    let built = close(&network);
+    network.build(&built.container, &built.identity).unwrap();
+    assert!(network.shut.all().is_empty(), "built anew");
+    network.teardown(&close(&network).container).unwrap();
+    assert!(network.shut.all().is_empty(), "torn down");
+    network.sweep(&[close(&network).container]).unwrap();
+    assert!(network.shut.all().is_empty(), "swept");
+}
+
 /// The longest pause of a client that asks, waits for the answer and asks again, around `interrupt`. The server holds
 /// the lock for each answer: who has it has frozen the server.
 fn longest_pause(connection: Connection, interrupt: impl FnOnce(&Mutex<()>)) -> Duration {
