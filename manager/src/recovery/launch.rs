@@ -20,7 +20,7 @@ use crate::{
     ownership::{Owner, OwnershipError},
     runtime::{self, BundleError, BundleSpec, Runtime, RuntimeError},
     snapshot::SnapshotError,
-    spec::{ContainerName, ContainerSpec, ImageConfig, MountSource, RestartPolicy, SnapshotId, StateKind},
+    spec::{ContainerName, ContainerSpec, ImageConfig, Mount, MountSource, RestartPolicy, SnapshotId, StateKind},
     store::{StoreError, apps::AppContent},
 };
 
@@ -137,8 +137,24 @@ pub async fn mount_root(ctx: &Ctx, place: &Place, app: &AppContent) -> Result<Ve
     Ok(layers)
 }
 
-/// Writes the bundle; everything it refers to exists.
-pub fn write_bundle(
+/// What the agent and the runtime are told, on disk; everything it refers to exists.
+pub async fn write_down(
+    ctx: &Arc<Ctx>,
+    place: &Place,
+    app: &AppContent,
+    layers: Vec<PathBuf>,
+    attachment: &Attachment,
+    agent_dir: PathBuf,
+) -> Result<(), LaunchError> {
+    let (ctx, place, app, attachment) = (Arc::clone(ctx), place.clone(), app.clone(), attachment.clone());
+    blocking(move || {
+        ChannelDir::open(&place.channel())?.write_config(&agent_config(&ctx, &app, &layers)?)?;
+        write_bundle(&place, &app, &attachment, agent_dir)
+    })
+    .await
+}
+
+fn write_bundle(
     place: &Place,
     app: &AppContent,
     attachment: &Attachment,
@@ -192,7 +208,7 @@ pub fn write_bundle(
 }
 
 /// What the agent is told. A container that replaces its image's user or command has said so in its specification.
-pub fn agent_config(ctx: &Ctx, app: &AppContent, layers: &[PathBuf]) -> Result<agent_config::Config, LaunchError> {
+fn agent_config(ctx: &Ctx, app: &AppContent, layers: &[PathBuf]) -> Result<agent_config::Config, LaunchError> {
     let image_error = |source| LaunchError::Image { reference: app.image.reference.clone(), source };
     let mut config = described(&app.spec, &app.image.config).map_err(image_error)?;
     let user = app.spec.user.clone().or(app.image.config.user.clone()).unwrap_or_default();
@@ -276,19 +292,15 @@ pub async fn cold_start(
     volumes: Volumes,
 ) -> Result<Live, LaunchError> {
     let container = &app.spec.name;
-    place.recreate(volumes).map_err(LaunchError::io("make the container's directories"))?;
-    for mount in &app.spec.mounts {
-        if let MountSource::Volume { name } = &mount.source {
-            std::fs::create_dir_all(place.volume(name)).map_err(LaunchError::io(format!("make volume {name}")))?;
-        }
+    {
+        let (place, mounts) = (place.clone(), app.spec.mounts.clone());
+        blocking(move || make_directories(&place, &mounts, volumes)).await?;
     }
     let asked = probe_address(ctx, identity);
     // Both are waited for when one fails: what is still being made would outlive the clearing away.
     let (layers, attachment) = tokio::join!(mount_root(ctx, place, app), build_network(ctx, container, identity));
     let (layers, attachment) = (layers?, attachment?);
-    let config = agent_config(ctx, app, &layers)?;
-    ChannelDir::open(&place.channel())?.write_config(&config)?;
-    write_bundle(place, app, &attachment, ctx.agent.dir())?;
+    write_down(ctx, place, app, layers, &attachment, ctx.agent.dir()).await?;
     let link = AgentLink::open(&place.channel(), container.clone())?;
     let pid = {
         let (ctx, id, bundle) = (Arc::clone(ctx), ctx.runtime_id(container), place.bundle());
@@ -301,6 +313,16 @@ pub async fn cold_start(
     }
     attach(ctx, &attachment).await?;
     Live::begun(pid, link, status.incarnation).map_err(LaunchError::io("watch the container"))
+}
+
+fn make_directories(place: &Place, mounts: &[Mount], volumes: Volumes) -> Result<(), LaunchError> {
+    place.recreate(volumes).map_err(LaunchError::io("make the container's directories"))?;
+    for mount in mounts {
+        if let MountSource::Volume { name } = &mount.source {
+            std::fs::create_dir_all(place.volume(name)).map_err(LaunchError::io(format!("make volume {name}")))?;
+        }
+    }
+    Ok(())
 }
 
 /// Onto the network: from here on the container is heard.

@@ -26,6 +26,11 @@ impl Place {
         Self { dir: Self::all(config).join(name.as_str()), scratch: config.scratch.join("images").join(name.as_str()) }
     }
 
+    #[cfg(test)]
+    pub(super) fn in_dir(root: &std::path::Path) -> Self {
+        Self { dir: root.join("c"), scratch: root.join("scratch/c") }
+    }
+
     /// The directory that has one directory per container.
     pub fn all(config: &NodeConfig) -> PathBuf {
         config.state_dir.join("containers")
@@ -131,7 +136,7 @@ mod tests {
     #[test]
     fn a_file_that_is_written_meanwhile_does_not_keep_a_directory() {
         let root = tempfile::tempdir().unwrap();
-        let place = Place { dir: root.path().join("c"), scratch: root.path().join("scratch/c") };
+        let place = Place::in_dir(root.path());
         for _ in 0..20 {
             place.recreate(Volumes::Go).unwrap();
             let file = place.dir.join("log-shipped.json");
@@ -154,7 +159,7 @@ mod tests {
     #[test]
     fn what_dumps_left_goes_and_the_running_copy_stays() {
         let root = tempfile::tempdir().unwrap();
-        let place = Place { dir: root.path().join("c"), scratch: root.path().join("scratch/c") };
+        let place = Place::in_dir(root.path());
         place.recreate(Volumes::Go).unwrap();
         for dir in [place.images("e1-7"), place.staging().join("e1-7"), place.queue().join("draft")] {
             fs::create_dir_all(dir).unwrap();
@@ -168,7 +173,7 @@ mod tests {
     #[test]
     fn volumes_outlive_a_copy_that_begins_anew_from_its_image_and_nothing_else_does() {
         let root = tempfile::tempdir().unwrap();
-        let place = Place { dir: root.path().join("c"), scratch: root.path().join("scratch/c") };
+        let place = Place::in_dir(root.path());
         place.recreate(Volumes::Go).unwrap();
         fs::create_dir_all(place.volume("data")).unwrap();
         fs::write(place.volume("data").join("row"), "1").unwrap();

@@ -9,7 +9,7 @@
 //!   any failure: the caller clears away what was made
 //! ```
 
-use std::{fs, sync::Arc, time::Instant};
+use std::{fs, path::PathBuf, sync::Arc, time::Instant};
 
 use chrono::Utc;
 use ha_proto::control::SnapshotInfo;
@@ -23,13 +23,13 @@ use super::{
     remove_tree::remove_tree,
 };
 use crate::{
-    agentlink::{AgentLink, ChannelDir},
+    agentlink::AgentLink,
     api::snapshot_info,
     checkpoint::{self, CpuError},
     network::{self, NetIdentity, SurvivorLimits, Survivors},
     node::Ctx,
     snapshot::{self, Manifest, PartName, SnapshotError},
-    spec::{MountSource, SnapshotId},
+    spec::{ContainerName, MountSource, SnapshotId},
     store::apps::AppContent,
 };
 
@@ -51,9 +51,13 @@ pub(super) async fn restore(
     let name = &app.spec.name;
     let began = Instant::now();
     let read = |source| LaunchError::Snapshot { snapshot: id, source };
-    place.recreate(Volumes::Go).map_err(LaunchError::io("make the container's directories"))?;
     let images = place.images("restore");
-    fs::create_dir_all(&images).map_err(LaunchError::io("make room for the images"))?;
+    {
+        let (place, images) = (place.clone(), images.clone());
+        launch::blocking(move || place.recreate(Volumes::Go).and_then(|()| fs::create_dir_all(images)))
+            .await
+            .map_err(LaunchError::io("make the container's directories"))?;
+    }
     let manifest = snapshot::load_manifest(&ctx.store, name, id).await.map_err(read)?;
     fits_cpu(ctx, &manifest).await?;
     // The image is the one the snapshot was taken on, whatever was applied since.
@@ -83,8 +87,7 @@ pub(super) async fn restore(
     let (files, memory, network) = tokio::join!(files, memory, network);
     let ((agent, layers), (), attachment) = (files?, memory?, network?);
     // Not read again by the restored agent; there for the next cold start and for people.
-    ChannelDir::open(&place.channel())?.write_config(&launch::agent_config(ctx, app, &layers)?)?;
-    launch::write_bundle(place, app, &attachment, agent)?;
+    launch::write_down(ctx, place, app, layers, &attachment, agent).await?;
     let link = AgentLink::open(&place.channel(), name.clone())?;
     let asking = tokio::spawn(ask_peers(Arc::clone(ctx), asked, identity.clone(), images.clone()));
     let restoring = {
@@ -108,12 +111,29 @@ pub(super) async fn restore(
                         "raw_bytes": manifest.raw_bytes(), "stored_bytes": manifest.stored_bytes()});
     ctx.events.emit(Some(name), "recovery.restored", &format!("restored from {id}"), detail);
     judge_connections(ctx, name, survivors);
-    if let Err(error) = remove_tree(&images) {
-        tracing::warn!(container = %name, %error, "the images of the restore could not be removed");
-    }
+    discard(place, images, name).await;
     let live = Live::new(pid, link, status.incarnation.clone()).map_err(LaunchError::io("watch the container"))?;
     let (info, health) = (snapshot_info(&manifest), live::health_name(&status));
     Ok(Restored { live, agent_digest: manifest.meta.agent_digest, info, health })
+}
+
+/// Removes the images, which are as large as the container's memory, behind the back of what goes on. They are moved first, since
+/// the next restore has its own in their place.
+async fn discard(place: &Place, images: PathBuf, name: &ContainerName) {
+    let (doomed, name) = (place.images("restored"), name.clone());
+    let moved = launch::blocking(move || {
+        // What is there is of a restore before, and mostly gone.
+        let moved = remove_tree(&doomed).and_then(|()| fs::rename(&images, &doomed));
+        moved.map(|()| doomed)
+    })
+    .await;
+    let said = move |error: std::io::Error| {
+        tracing::warn!(container = %name, %error, "the images of the restore could not be removed");
+    };
+    match moved {
+        Ok(doomed) => drop(tokio::task::spawn_blocking(move || remove_tree(&doomed).unwrap_or_else(said))),
+        Err(error) => said(error),
+    }
 }
 
 /// Before anything is fetched: whether programs that found out what their CPU can do may go on with this node's.
@@ -144,7 +164,7 @@ async fn fetch_files(ctx: &Ctx, place: &Place, app: &AppContent, manifest: &Mani
     Ok(())
 }
 
-async fn agent_dir(ctx: &Ctx, manifest: &Manifest) -> Result<std::path::PathBuf, LaunchError> {
+async fn agent_dir(ctx: &Ctx, manifest: &Manifest) -> Result<PathBuf, LaunchError> {
     match &manifest.meta.agent_digest {
         Some(digest) => {
             let fetched = ctx.agent.dir_of(digest, &ctx.store).await;
@@ -159,7 +179,7 @@ async fn ask_peers(
     ctx: Arc<Ctx>,
     asked: tokio::task::JoinHandle<Result<(), LaunchError>>,
     identity: NetIdentity,
-    images: std::path::PathBuf,
+    images: PathBuf,
 ) -> Result<Result<Survivors, network::NetworkError>, LaunchError> {
     launch::flatten(asked.await)?;
     let bridge = ctx.config.network.bridge.clone();
@@ -182,11 +202,7 @@ async fn settle(
 }
 
 /// In the background: the last verdicts, and what became of all connections.
-fn judge_connections(
-    ctx: &Arc<Ctx>,
-    name: &crate::spec::ContainerName,
-    survivors: Result<Survivors, network::NetworkError>,
-) {
+fn judge_connections(ctx: &Arc<Ctx>, name: &ContainerName, survivors: Result<Survivors, network::NetworkError>) {
     let (ctx, name) = (Arc::clone(ctx), name.clone());
     tokio::task::spawn_blocking(move || match survivors.map(Survivors::finish) {
         Ok(report) => {
@@ -200,4 +216,35 @@ fn judge_connections(
             ctx.events.emit(Some(&name), "connections.failed", &cause, json!({"cause": cause}));
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn images_that_are_done_with_are_removed_and_not_those_that_come_after_them() {
+        let root = tempfile::tempdir().unwrap();
+        let place = Place::in_dir(root.path());
+        let (images, name) = (place.images("restore"), "test".parse().unwrap());
+        for _ in 0..20 {
+            fs::create_dir_all(&images).unwrap();
+            for page in 0..100 {
+                fs::write(images.join(format!("pages-{page}.img")), "").unwrap();
+            }
+            discard(&place, images.clone(), &name).await;
+            assert!(!images.exists());
+            fs::create_dir(&images).unwrap();
+            fs::write(images.join("next"), "").unwrap();
+            let gone = async {
+                while place.images("restored").exists() {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(60), gone).await.unwrap();
+            assert!(images.join("next").exists());
+        }
+    }
 }
