@@ -4,6 +4,7 @@ mod apply;
 mod args;
 mod ca;
 mod client;
+mod examine;
 mod progress;
 mod variables;
 mod view;
@@ -24,7 +25,7 @@ use ha_proto::control::{
 };
 use serde::Serialize;
 
-use crate::{config::NodeConfig, doctor, sim, store::Store};
+use crate::sim;
 
 /// Carries out every command but `run` and `watchdog`.
 pub async fn execute(cli: Cli) -> Result<(), CliError> {
@@ -63,7 +64,7 @@ pub async fn execute(cli: Cli) -> Result<(), CliError> {
             let stream = client::connect(socket).await?.retire(RetireRequest { node: args.node }).await?;
             finish(progress::follow(stream.into_inner()).await?)
         }
-        Command::Doctor(args) => examine(args).await,
+        Command::Doctor(args) => examine::examine(args).await,
         Command::Simulate(args) => simulate(&args),
         Command::Ca(command) => ca::run(command),
         Command::Completions { shell } => {
@@ -206,43 +207,4 @@ async fn logs(socket: &Path, args: args::Logs) -> Result<(), CliError> {
         write_out(&if args.timestamps { chunk.data } else { plain.text(&chunk.data) })?;
     }
     Ok(())
-}
-
-/// The node's own checks, and the store's.
-async fn examine(args: args::Doctor) -> Result<(), CliError> {
-    let config = NodeConfig::load(&args.config).map_err(|err| CliError::Input(err.to_string()))?;
-    let working =
-        progress::working("looking at this node: a process is dumped and restored, a store object created twice");
-    let store = store_check(&config).await;
-    let checked = tokio::task::spawn_blocking(move || doctor::run(&config, &args.config)).await;
-    drop(working);
-    let mut checks = checked.map_err(|err| CliError::Input(format!("the checks ended abnormally: {err}")))?;
-    checks.push(store);
-    if args.json {
-        print_json(&doctor::render_json(&checks))?;
-    } else {
-        print(doctor::render_text(&checks).trim_end())?;
-    }
-    if doctor::exit_code(&checks) == 0 { Ok(()) } else { Err(CliError::Unfit) }
-}
-
-async fn store_check(config: &NodeConfig) -> doctor::Check {
-    let url = config.store.as_str();
-    let outcome = async {
-        let store = Store::open(url).await?;
-        store.probe_create_only().await
-    };
-    const TITLE: &str = "store";
-    match outcome.await {
-        Ok(()) => doctor::Check::ok("store.create-only", TITLE, format!("{url} creates an object once only")),
-        Err(error) => {
-            let keyless = url.starts_with("s3://") && std::env::var_os("AWS_ACCESS_KEY_ID").is_none();
-            let remedy = if keyless {
-                "AWS_ACCESS_KEY_ID is not set here: run doctor with the environment that the manager's service has"
-            } else {
-                "every node needs the same store, writable, with create-only writes (docs/formats.md)"
-            };
-            doctor::Check::fail("store.create-only", TITLE, crate::chain(&error), remedy)
-        }
-    }
 }

@@ -20,7 +20,16 @@ use super::{NetworkConfig, NetworkError, netlink::Rtnl};
 /// announcements move the entry.
 const AGEING: u32 = 30_000;
 
-pub(super) fn ensure(rtnl: &mut Rtnl, config: &NetworkConfig) -> Result<(), NetworkError> {
+/// What became of the configured address of the bridge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BridgeAddress {
+    /// There is none, or the bridge had it already.
+    Kept,
+    /// It was given just now.
+    New,
+}
+
+pub(super) fn ensure(rtnl: &mut Rtnl, config: &NetworkConfig) -> Result<BridgeAddress, NetworkError> {
     // Everything that can be refused is refused before anything is changed.
     let uplink = match &config.uplink {
         Some(name) => Some(link_of(rtnl, name)?.ok_or_else(|| NetworkError::UplinkMissing { name: name.clone() })?),
@@ -40,18 +49,29 @@ pub(super) fn ensure(rtnl: &mut Rtnl, config: &NetworkConfig) -> Result<(), Netw
     if let (Some(uplink), Some(name)) = (uplink, &config.uplink) {
         join(rtnl, config, uplink.header.index, name, bridge)?;
     }
+    let mut given = BridgeAddress::Kept;
     if let Some((address, prefix_len)) = config.address {
         let message = address_message(bridge, address, prefix_len);
         match rtnl.request(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL) {
-            Err(error) if error.raw_os_error() != Some(libc::EEXIST) => {
+            Ok(()) => given = BridgeAddress::New,
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
+            Err(error) => {
                 return Err(NetworkError::kernel(format!("giving {} the address {address}", config.bridge))(error));
             }
-            _ => {}
         }
     }
     let up = link_message(bridge, LinkFlags::Up);
     rtnl.request(RouteNetlinkMessage::SetLink(up), 0)
-        .map_err(NetworkError::kernel(format!("bringing up the bridge {}", config.bridge)))
+        .map_err(NetworkError::kernel(format!("bringing up the bridge {}", config.bridge)))?;
+    Ok(given)
+}
+
+/// Takes the configured address away again.
+pub(super) fn take_address(rtnl: &mut Rtnl, config: &NetworkConfig) -> Result<(), NetworkError> {
+    let Some((address, prefix_len)) = config.address else { return Ok(()) };
+    let (bridge, _) = find(rtnl, &config.bridge)?;
+    let message = RouteNetlinkMessage::DelAddress(address_message(bridge, address, prefix_len));
+    rtnl.request(message, 0).map_err(NetworkError::kernel(format!("taking {address} from {}", config.bridge)))
 }
 
 /// Index and MTU of the bridge.

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::{
-    Network, NetworkConfig, NetworkError, bridge,
+    BridgeAddress, Network, NetworkConfig, NetworkError, bridge,
     testing::{config, ip, is_bridge_port, isolated, run},
 };
 
@@ -20,8 +20,15 @@ fn the_bridge_is_made_once_and_as_it_should_be() {
     assert!(is_bridge_port("up0"));
     let mac = |link| bridge::mac(&network.rtnl().link(link).unwrap().unwrap()).unwrap();
     assert_eq!(mac("ha0"), mac("up0"), "switches that check senders know the uplink's address only");
-    network.ensure_bridge().unwrap();
-    Network::new(config(Some((ip(1), 24)), Some("up0"))).unwrap().ensure_bridge().unwrap();
+    assert_eq!(network.ensure_bridge().unwrap(), BridgeAddress::Kept);
+    network.take_back(BridgeAddress::Kept).unwrap();
+    assert!(run("ip -4 -o addr show ha0").contains("10.77.0.1/24"));
+    let other = Network::new(config(Some((ip(2), 24)), Some("up0"))).unwrap();
+    let given = other.ensure_bridge().unwrap();
+    assert!(given == BridgeAddress::New && run("ip -4 -o addr show ha0").contains("10.77.0.2/24"));
+    other.take_back(given).unwrap();
+    let left = run("ip -4 -o addr show ha0");
+    assert!(left.contains("10.77.0.1/24") && !left.contains("10.77.0.2/24"), "{left}");
     let settings = |text: &str| text.split_whitespace().filter(|w| !w.contains('.')).collect::<Vec<_>>().join(" ");
     assert_eq!(settings(&run("ip -d link show ha0")), settings(&made));
 }

@@ -52,6 +52,7 @@ use netlink_packet_route::{
 };
 
 pub use self::{
+    bridge::BridgeAddress,
     error::{Failures, NetworkError},
     gate::Gate,
     host_links::HostLinks,
@@ -150,8 +151,16 @@ impl Network {
     /// # Errors
     /// The name belongs to something else, the bridge runs the spanning tree protocol, or the uplink is missing, taken,
     /// or in use by the node itself. Nothing has been changed then.
-    pub fn ensure_bridge(&self) -> Result<(), NetworkError> {
+    pub fn ensure_bridge(&self) -> Result<BridgeAddress, NetworkError> {
         bridge::ensure(&mut self.rtnl(), &self.config)
+    }
+
+    /// Undoes what [`Self::ensure_bridge`] has said it did about the bridge's address.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub fn take_back(&self, given: BridgeAddress) -> Result<(), NetworkError> {
+        if given == BridgeAddress::New { bridge::take_address(&mut self.rtnl(), &self.config) } else { Ok(()) }
     }
 
     /// A fresh network for the container, running but not in the bridge: nothing of it reaches the wire. One that was

@@ -13,7 +13,7 @@ use anyhow::Context;
 
 use crate::{
     config::NodeConfig,
-    store::{ClusterInfo, Expected, Store},
+    store::{ClusterInfo, Expected, Store, StoreError},
 };
 
 const FILE: &str = "store-id";
@@ -35,6 +35,16 @@ pub(super) async fn join(store: &Store, config: &NodeConfig) -> anyhow::Result<C
         remember(&config.state_dir, &info.id).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(info)
+}
+
+/// Whether the store is the one that this node is in, or may join. Changes nothing.
+///
+/// # Errors
+/// Why a manager would not start with it.
+pub async fn examine(store: &Store, config: &NodeConfig) -> Result<(), StoreError> {
+    // A state directory that cannot be read is a matter of its own.
+    let expected = expected(&config.state_dir).unwrap_or(Expected::AnyStore);
+    store.examine(&config.cluster, &expected).await.map(drop)
 }
 
 fn expected(state_dir: &Path) -> io::Result<Expected> {

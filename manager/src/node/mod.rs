@@ -23,6 +23,7 @@ mod lock;
 mod parking;
 mod renewal;
 mod retiring;
+mod settings;
 mod startup;
 mod stopping;
 mod takeover;
@@ -45,7 +46,9 @@ pub use agent::AgentBinary;
 use chrono::Utc;
 pub use ctx::Ctx;
 pub use events::EventLog;
+pub use joined::examine as examine_store;
 pub use keeper::Keeper;
+pub use settings::differences;
 pub use startup::run;
 use tokio::sync::oneshot;
 

@@ -22,6 +22,7 @@ use super::{
     life::{Lives, terms},
     lock::StateLock,
     retiring,
+    settings::differences,
     stopping::Stopping,
     taking::Taking,
     trust,
@@ -64,17 +65,28 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     // Before the store: the bridge takes over the uplink's address, or has the only one there is after a boot, and the
     // store may be reached by it; so may this node's own listening address.
     let network = Network::new(network_config(&config))?;
-    network.ensure_bridge()?;
-    let listeners = api::bind(&config).await?;
-    let store = open_store(&config).await?;
-    let agent = AgentBinary::install(&config.agent, &config.state_dir)?;
-    agent.publish(&store).await.context("cannot put the agent into the store")?;
-    let versions = versions(&config)?;
-
-    let boot = Boot::random();
-    let advertise = advertise(&config)?;
+    let bridge = network.ensure_bridge()?;
+    let (boot, advertise) = (Boot::random(), advertise(&config)?);
     let machine = machine_nonce(&config.state_dir)?;
-    claim_name(&store, &config, &boot, &advertise, &machine).await?;
+    let entering = async {
+        let listeners = api::bind(&config).await?;
+        let store = open_store(&config).await?;
+        let agent = AgentBinary::install(&config.agent, &config.state_dir)?;
+        agent.publish(&store).await.context("cannot put the agent into the store")?;
+        let versions = versions(&config)?;
+        claim_name(&store, &config, &boot, &advertise, &machine).await?;
+        Ok::<_, anyhow::Error>((listeners, store, agent, versions))
+    };
+    let (listeners, store, agent, versions) = match entering.await {
+        Ok(entered) => entered,
+        Err(refused) => {
+            // It may be another node's.
+            if let Err(error) = network.take_back(bridge) {
+                tracing::warn!(error = crate::chain(&error), "the bridge keeps an address that it was given just now");
+            }
+            return Err(refused);
+        }
+    };
     retiring::come_back(&store, &config.node, &machine, &mut acquaintances).await?;
     let others = store.node_records().await?.into_iter().map(|record| record.node).filter(|node| *node != config.node);
     acquaintances.begin_with(others)?;
@@ -241,6 +253,9 @@ async fn claim_name(
     machine: &str,
 ) -> anyhow::Result<()> {
     let others = store.node_records().await?;
+    for difference in differences(config, &others) {
+        tracing::warn!("settings that have to be the same on every node are not: {difference}");
+    }
     let terms = terms(config);
     let before = others.iter().find(|record| record.node == config.node).and_then(|record| record.own_lease_ms);
     let wanted = NodeRecord {

@@ -280,7 +280,8 @@ async fn a_number_that_was_begun_with_is_not_used_again_and_the_newest_owner_is_
     let store = store(&dir).await;
     let mut expected = None;
     for n in 1..=12 {
-        let Claim::Won(owner) = claim(&store, &container(), expected, &claimant(&format!("n{n}"))).await.unwrap() else {
+        let Claim::Won(owner) = claim(&store, &container(), expected, &claimant(&format!("n{n}"))).await.unwrap()
+        else {
             panic!("lost")
         };
         expected = Some(owner.epoch);

@@ -123,42 +123,48 @@ impl Store {
     /// # Errors
     /// Besides those, [`StoreError::Emptied`] and [`StoreError::OtherStore`]; nothing is written then.
     pub async fn join(&self, cluster: &str, expected: &Expected) -> Result<ClusterInfo, StoreError> {
-        let existing = self.get_opt(keys::CLUSTER, record::MAX_RECORD).await?;
-        let (bytes, created) = match existing {
-            Some(bytes) => (bytes, false),
-            None if *expected != Expected::AnyStore => {
-                return Err(StoreError::Emptied { url: self.url().to_owned() });
-            }
-            None => {
-                let marker = Marker {
-                    magic: MAGIC.to_owned(),
-                    format: FORMAT,
-                    cluster: cluster.to_owned(),
-                    id: record::nonce(),
-                    created: Utc::now().trunc_subsecs(0),
-                };
-                let created = matches!(record::create(self, keys::CLUSTER, &marker).await?, Created::Won);
-                (self.get(keys::CLUSTER, record::MAX_RECORD).await?, created)
-            }
+        if let Some(info) = self.examine(cluster, expected).await? {
+            return Ok(info);
+        }
+        let marker = Marker {
+            magic: MAGIC.to_owned(),
+            format: FORMAT,
+            cluster: cluster.to_owned(),
+            id: record::nonce(),
+            created: Utc::now().trunc_subsecs(0),
         };
-        let marker = Marker::decode(&bytes)?;
+        let created = matches!(record::create(self, keys::CLUSTER, &marker).await?, Created::Won);
+        let bytes = self.get(keys::CLUSTER, record::MAX_RECORD).await?;
+        Ok(ClusterInfo { created, ..self.recognise(&bytes, cluster, expected)? })
+    }
+
+    /// Whether [`Store::join`] would find what it expects. Changes nothing: `None` is an empty store that may be joined.
+    ///
+    /// # Errors
+    /// As [`Store::join`].
+    pub async fn examine(&self, cluster: &str, expected: &Expected) -> Result<Option<ClusterInfo>, StoreError> {
+        match self.get_opt(keys::CLUSTER, record::MAX_RECORD).await? {
+            Some(bytes) => self.recognise(&bytes, cluster, expected).map(Some),
+            None if *expected == Expected::AnyStore => Ok(None),
+            None => Err(StoreError::Emptied { url: self.url().to_owned() }),
+        }
+    }
+
+    fn recognise(&self, marker: &[u8], cluster: &str, expected: &Expected) -> Result<ClusterInfo, StoreError> {
+        let marker = Marker::decode(marker)?;
+        let url = self.url().to_owned();
         if marker.cluster != cluster {
-            return Err(StoreError::WrongCluster {
-                url: self.url().to_owned(),
-                found: marker.cluster,
-                wanted: cluster.to_owned(),
-            });
+            return Err(StoreError::WrongCluster { url, found: marker.cluster, wanted: cluster.to_owned() });
         }
         if let Expected::Id(id) = expected
             && *id != marker.id
         {
-            let (url, found, wanted) = (self.url().to_owned(), marker.id, id.clone());
-            return Err(StoreError::OtherStore { url, found, wanted });
+            return Err(StoreError::OtherStore { url, found: marker.id, wanted: id.clone() });
         }
         if let Backend::Directory { guard, .. } = &self.inner.backend {
             guard.expect_store(&marker.id);
         }
-        Ok(ClusterInfo { cluster: marker.cluster, id: marker.id, created })
+        Ok(ClusterInfo { cluster: marker.cluster, id: marker.id, created: false })
     }
 
     /// Tests that of several writers racing for one key exactly one creates it, and that its content stays.
