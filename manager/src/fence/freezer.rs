@@ -25,6 +25,8 @@ const ROOT: &str = "/sys/fs/cgroup";
 /// Freezing is tried this long before anybody is killed, and killing as long before it has failed.
 const PATIENCE: Duration = Duration::from_millis(500);
 const PAUSE: Duration = Duration::from_millis(2);
+/// For so long nobody is to be found who is to blame, before all are.
+const SETTLE: Duration = Duration::from_millis(50);
 /// Groups that are seen to in one round, and named in a sentence.
 const GROUPS: usize = 64;
 const NAMED: usize = 5;
@@ -163,12 +165,20 @@ impl Freezer {
     /// left alone, also when it comes to nothing: they are stopped, and their death would help nobody.
     fn kill_running(&self, why: &str, deadline: Instant) -> Result<Stopped, String> {
         let mut killed = BTreeSet::new();
+        let mut nobody_since = None;
         loop {
             let running = self.running();
             if self.try_freeze().is_ok_and(|frozen| frozen) {
                 break;
             }
-            if running.is_empty() {
+            // Who has just been killed, or has just come, may not be counted yet.
+            let since = *nobody_since.get_or_insert_with(Instant::now);
+            if !running.is_empty() {
+                nobody_since = None;
+            } else if since.elapsed() < SETTLE {
+                thread::sleep(PAUSE);
+                continue;
+            } else {
                 // It cannot be told who it is; or nobody is left where nothing can be frozen.
                 match self.kill_all(deadline) {
                     Ok(false) if !killed.is_empty() => break,

@@ -23,9 +23,9 @@ const AGEING: u32 = 30_000;
 /// What became of the configured address of the bridge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BridgeAddress {
-    /// There is none, or the bridge had it already.
+    /// There is none, or this node had it already, on the bridge or on the uplink.
     Kept,
-    /// It was given just now.
+    /// This node has it since just now.
     New,
 }
 
@@ -46,14 +46,16 @@ pub(super) fn ensure(rtnl: &mut Rtnl, config: &NetworkConfig) -> Result<BridgeAd
         Some(bridge) => bridge.header.index,
         None => create(rtnl, &config.bridge, uplink.as_ref())?,
     };
+    let mut moved = false;
     if let (Some(uplink), Some(name)) = (uplink, &config.uplink) {
-        join(rtnl, config, uplink.header.index, name, bridge)?;
+        moved = join(rtnl, config, uplink.header.index, name, bridge)?;
     }
     let mut given = BridgeAddress::Kept;
     if let Some((address, prefix_len)) = config.address {
         let message = address_message(bridge, address, prefix_len);
         match rtnl.request(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL) {
-            Ok(()) => given = BridgeAddress::New,
+            Ok(()) if !moved => given = BridgeAddress::New,
+            Ok(()) => {}
             Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
             Err(error) => {
                 return Err(NetworkError::kernel(format!("giving {} the address {address}", config.bridge))(error));
@@ -261,18 +263,22 @@ fn create(rtnl: &mut Rtnl, name: &str, uplink: Option<&LinkMessage>) -> Result<u
     Ok(find(rtnl, name)?.0)
 }
 
-fn join(rtnl: &mut Rtnl, config: &NetworkConfig, uplink: u32, name: &str, bridge: u32) -> Result<(), NetworkError> {
+/// True when the uplink had the address that the bridge is to have.
+fn join(rtnl: &mut Rtnl, config: &NetworkConfig, uplink: u32, name: &str, bridge: u32) -> Result<bool, NetworkError> {
+    let mut moved = false;
     // What `check_uplink` let pass is the address that the bridge gets.
     for (address, prefix_len) in addresses(rtnl, uplink, name)? {
         let IpAddr::V4(address) = address else { continue };
         let message = address_message(uplink, address, prefix_len);
         rtnl.request(RouteNetlinkMessage::DelAddress(message), 0)
             .map_err(NetworkError::kernel(format!("moving {address} from {name} to {}", config.bridge)))?;
+        moved = true;
     }
     let mut message = link_message(uplink, LinkFlags::Up);
     message.attributes.push(LinkAttribute::Controller(bridge));
     rtnl.request(RouteNetlinkMessage::SetLink(message), 0)
-        .map_err(NetworkError::kernel(format!("putting the uplink {name} into {}", config.bridge)))
+        .map_err(NetworkError::kernel(format!("putting the uplink {name} into {}", config.bridge)))?;
+    Ok(moved)
 }
 
 pub(super) fn mac(link: &LinkMessage) -> Option<Vec<u8>> {

@@ -40,7 +40,7 @@ use crate::{
     runtime::Runc,
     snapshot::Versions,
     spec::ContainerName,
-    store::{NodeRecord, Store, addresses, beats::Heart, parked},
+    store::{NodeRecord, Store, StoreError, addresses, beats::Heart, parked},
 };
 
 /// A start or restore that an earlier manager began may go on for so long.
@@ -66,27 +66,23 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     // store may be reached by it; so may this node's own listening address.
     let network = Network::new(network_config(&config))?;
     let bridge = network.ensure_bridge()?;
-    let (boot, advertise) = (Boot::random(), advertise(&config)?);
+    let listeners = api::bind(&config).await?;
+    let store = open_store(&config).await?;
+    let agent = AgentBinary::install(&config.agent, &config.state_dir)?;
+    agent.publish(&store).await.context("cannot put the agent into the store")?;
+    let versions = versions(&config)?;
+
+    let boot = Boot::random();
+    let advertise = advertise(&config)?;
     let machine = machine_nonce(&config.state_dir)?;
-    let entering = async {
-        let listeners = api::bind(&config).await?;
-        let store = open_store(&config).await?;
-        let agent = AgentBinary::install(&config.agent, &config.state_dir)?;
-        agent.publish(&store).await.context("cannot put the agent into the store")?;
-        let versions = versions(&config)?;
-        claim_name(&store, &config, &boot, &advertise, &machine).await?;
-        Ok::<_, anyhow::Error>((listeners, store, agent, versions))
-    };
-    let (listeners, store, agent, versions) = match entering.await {
-        Ok(entered) => entered,
-        Err(refused) => {
-            // It may be another node's.
-            if let Err(error) = network.take_back(bridge) {
-                tracing::warn!(error = crate::chain(&error), "the bridge keeps an address that it was given just now");
-            }
-            return Err(refused);
+    if let Err(refused) = claim_name(&store, &config, &boot, &advertise, &machine).await {
+        // It may be another's. A store that has not answered has refused nothing, and is perhaps reached by it.
+        let away = refused.downcast_ref::<StoreError>().is_some_and(StoreError::is_retryable);
+        if let Some(error) = (!away).then(|| network.take_back(bridge).err()).flatten() {
+            tracing::warn!(error = crate::chain(&error), "the bridge keeps an address that it was given just now");
         }
-    };
+        return Err(refused);
+    }
     retiring::come_back(&store, &config.node, &machine, &mut acquaintances).await?;
     let others = store.node_records().await?.into_iter().map(|record| record.node).filter(|node| *node != config.node);
     acquaintances.begin_with(others)?;

@@ -351,7 +351,7 @@ pub async fn all(store: &Store) -> Result<BTreeMap<ContainerName, Result<Owner, 
     let newest = newest.await?;
     let reads = newest.into_iter().map(|(container, epoch)| async move {
         match owner(store, &container, epoch).await {
-            Err(OwnershipError::Store { source, .. }) if source.is_retryable() => Err(*source),
+            Err(OwnershipError::Store { source, .. }) if source.is_away() => Err(*source),
             other => Ok((container, other)),
         }
     });

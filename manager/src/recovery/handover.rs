@@ -62,6 +62,8 @@ pub(super) enum NotOffered {
 /// Why it is not this node's again.
 enum NotBack {
     Lost(Owner),
+    /// It is, and what it goes on from is to be looked up.
+    Anew,
     /// It is, and came to rest on the peer.
     AtRest(Box<Rest>),
     /// The store is away: the same again.
@@ -199,6 +201,7 @@ impl Actor {
                     continue;
                 }
                 Err(NotBack::Lost(owner)) => return Handover::Deposed(owner),
+                Err(NotBack::Anew) => return Handover::Back(text),
                 Err(NotBack::AtRest(rest)) => {
                     let _ = self.found_at_rest(*rest).await;
                     return Handover::Interrupted;
@@ -248,11 +251,38 @@ impl Actor {
             // It claims it back. Should it be dead, this claim is gone on with once it is silent, as any other.
             return Err(NotBack::Lost(peer.clone()));
         }
-        let taken = ownership::take_over(store, name, &owner).await.map_err(NotBack::from)?;
-        let detail = json!({"epoch": owner.epoch, "previous": self.owner.epoch});
-        self.event("ownership.claimed", "taken back", detail);
-        self.own(owner);
+        let previous = self.owner.epoch;
+        let taken = match ownership::take_over(store, name, &owner).await {
+            Ok(taken) => taken,
+            Err(OwnershipError::Deposed { by, .. }) => {
+                let newest = self.again_after(&owner, *by).await?;
+                self.owned_back(newest, previous);
+                return Err(NotBack::Anew);
+            }
+            Err(error) => return Err(NotBack::from(error)),
+        };
+        self.owned_back(owner, previous);
         taken.rest.map_or(Ok(taken.base), |rest| Err(NotBack::AtRest(Box::new(rest))))
+    }
+
+    /// `by` was claimed while `owner`, this node, settled its base. When that was first, this node is the one to go on, and nobody
+    /// else does: it claims once more.
+    async fn again_after(&self, owner: &Owner, by: Owner) -> Result<Owner, NotBack> {
+        let (store, name) = (&self.ctx.store, &self.name);
+        let there = ownership::standing(store, name).await.map_err(NotBack::from)?;
+        let Some(there) = there.filter(|there| there.may_go_on(&owner.node, owner.epoch)) else {
+            return Err(NotBack::Lost(by));
+        };
+        let claimant = Claimant::new(owner.node.clone());
+        match ownership::claim_back(store, name, &there.newest, &claimant).await.map_err(NotBack::from)? {
+            Back::Mine(newest) => Ok(newest),
+            Back::Gone(other) => Err(NotBack::Lost(other)),
+        }
+    }
+
+    fn owned_back(&mut self, owner: Owner, previous: Epoch) {
+        self.event("ownership.claimed", "taken back", json!({"epoch": owner.epoch, "previous": previous}));
+        self.own(owner);
     }
 
     /// A later epoch exists than this copy goes by.

@@ -2,7 +2,7 @@
 //!
 //! Asked for before the first copy of the files, so that a check which is waited for does not lie between the copy and the freeze;
 //! and once more right before the freeze when the copy took longer than the hold: checks have run by then, and what they found
-//! counts.
+//! counts. Then one that is under way may be waited for after all, and what is written meanwhile is copied in the freeze.
 
 use std::time::{Duration, Instant};
 

@@ -331,16 +331,24 @@ impl Actor {
         Ok(known)
     }
 
-    /// One attempt: whatever was here goes, then the container comes up from `from` or nothing is left of it.
-    pub(super) async fn launch(&mut self, from: Source, volumes: Volumes) -> Result<(), LaunchError> {
-        // Marked before the lease is looked at, and that before the epoch: a renewal from here on looks at this copy, too.
-        self.view.update(|view| view.copy = true);
-        let moment = self.ctx.lease.moment();
+    async fn may_begin(&self) -> Result<(), LaunchError> {
         if !self.ctx.lease.may_run() {
             return Err(LaunchError::Fenced);
         }
         // A node that stood still may have lost it since it last looked.
-        ownership::ensure_current(&self.ctx.store, &self.name, &self.owner).await.map_err(LaunchError::Ownership)?;
+        ownership::ensure_current(&self.ctx.store, &self.name, &self.owner).await.map_err(LaunchError::Ownership)
+    }
+
+    /// One attempt: whatever was here goes, then the container comes up from `from` or nothing is left of it.
+    pub(super) async fn launch(&mut self, from: Source, volumes: Volumes) -> Result<(), LaunchError> {
+        // Marked before the lease is looked at, and that before the epoch: a renewal from here on looks at this copy, too.
+        let before = self.view.get().copy;
+        self.view.update(|view| view.copy = true);
+        let moment = self.ctx.lease.moment();
+        if let Err(error) = self.may_begin().await {
+            self.view.update(|view| view.copy = before);
+            return Err(error);
+        }
         self.uploads.hold().await;
         self.uploads.packed().await;
         let volumes = if from == Source::Image { volumes } else { Volumes::Go };

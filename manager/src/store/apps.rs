@@ -88,7 +88,7 @@ pub async fn all(store: &Store) -> Result<BTreeMap<ContainerName, Result<App, St
     }
     let reads = newest.into_iter().map(|(container, generation)| async move {
         match record::read(store, &keys::app(&container, generation)).await {
-            Err(e) if e.is_retryable() => Err(e),
+            Err(e) if e.is_away() => Err(e),
             other => Ok((container, other)),
         }
     });

@@ -222,7 +222,7 @@ impl Store {
         for object in self.list(keys::NODES).await? {
             match record::read_opt(self, &object.key).await {
                 Ok(record) => records.extend(record),
-                Err(error) if error.is_retryable() => return Err(error),
+                Err(error) if error.is_away() => return Err(error),
                 Err(error) => tracing::warn!(error = crate::chain(&error), "a node's record cannot be read"),
             }
         }

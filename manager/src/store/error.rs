@@ -95,17 +95,19 @@ impl StoreError {
     ///
     /// A write that failed this way may have taken place, or may still take place: repeat it with the same nonce.
     pub fn is_retryable(&self) -> bool {
+        self.is_away() || matches!(self, Self::Denied { .. } | Self::TooMany { .. } | Self::Internal { .. })
+    }
+
+    /// True when it is the whole store: of any other object it would have said the same.
+    pub fn is_away(&self) -> bool {
         matches!(
             self,
             Self::Unreachable { .. }
                 | Self::Deadline { .. }
                 | Self::Full { .. }
-                | Self::Denied { .. }
                 | Self::ReadOnly { .. }
                 | Self::NoBucket { .. }
-                | Self::TooMany { .. }
                 | Self::Replaced { .. }
-                | Self::Internal { .. }
         )
     }
 
