@@ -31,7 +31,7 @@ pub async fn gather(node: &Node, local: bool) -> StatusReply {
             problems: node.problems(),
             store_looks: node.looks(),
         }],
-        containers: node.views().iter().map(container).collect(),
+        containers: node.views().iter().map(|view| container(view, node.ctx.lease.is_frozen())).collect(),
     };
     if local {
         return reply;
@@ -122,7 +122,8 @@ fn absent_note(node: &Node, name: &ContainerName, owner: Option<&Owner>) -> Stri
     }
 }
 
-fn container(view: &ContainerView) -> ContainerStatus {
+fn container(view: &ContainerView, frozen: bool) -> ContainerStatus {
+    let (phase, health) = view.shown(frozen);
     let sensitivity = match view.spec.state {
         StateKind::Stateful { sensitivity } => sensitivity,
         StateKind::Stateless => Duration::ZERO,
@@ -132,8 +133,8 @@ fn container(view: &ContainerView) -> ContainerStatus {
         name: view.spec.name.to_string(),
         node: view.owner.node.to_string(),
         epoch: view.owner.epoch.0,
-        phase: view.phase.as_str().into(),
-        health: view.health.into(),
+        phase: phase.into(),
+        health: health.into(),
         state: state_name(view.spec.state).into(),
         sensitivity_ms: millis(sensitivity),
         ipv4: view.network.ip.to_string(),

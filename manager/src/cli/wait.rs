@@ -124,6 +124,8 @@ mod tests {
             ("starting", "none", true, false),
             ("recovering", "healthy", true, false),
             ("moving", "healthy", true, false),
+            ("frozen", "unknown", true, false),
+            ("frozen", "none", true, false),
             ("unknown", "", true, false),
         ] {
             let found = readiness(Some(&container(phase, health, &[])), protected);

@@ -92,6 +92,11 @@ impl Keeper {
         !self.guard.state().borrow().fired && self.lease().end(Instant::now()).may_run()
     }
 
+    /// Whether the watchdog has frozen the containers of this node and has not let them go on yet.
+    pub fn is_frozen(&self) -> bool {
+        self.guard.state().borrow().fired
+    }
+
     /// To be taken before something that a freeze would break, and shown to [`Self::undisturbed_since`] afterwards.
     pub fn moment(&self) -> u64 {
         self.releases.load(Ordering::SeqCst)

@@ -56,6 +56,24 @@ pub struct ContainerView {
     pub failure: Option<String>,
 }
 
+impl ContainerView {
+    /// Phase and health as `status` has them. `frozen`: the lease of this node has lapsed, and the watchdog has frozen what runs
+    /// here. Its actor does not know, and what its agent said last is old.
+    pub fn shown(&self, frozen: bool) -> (&'static str, &'static str) {
+        shown(self.phase, self.health, frozen && self.copy)
+    }
+}
+
+fn shown(phase: Phase, health: &'static str, frozen: bool) -> (&'static str, &'static str) {
+    match (phase, health) {
+        // It was not up before either, which says more.
+        (Phase::Stopped | Phase::Failed, _) => (phase.as_str(), health),
+        _ if !frozen => (phase.as_str(), health),
+        (_, "none") => ("frozen", "none"),
+        _ => ("frozen", "unknown"),
+    }
+}
+
 /// Shared between an actor and its readers.
 #[derive(Debug, Clone)]
 pub struct SharedView(Arc<Mutex<ContainerView>>);
@@ -75,5 +93,25 @@ impl SharedView {
 
     fn lock(&self) -> MutexGuard<'_, ContainerView> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_frozen_is_neither_running_nor_healthy_until_it_goes_on() {
+        for (phase, health, frozen) in [
+            (Phase::Running, "healthy", ("frozen", "unknown")),
+            (Phase::Running, "none", ("frozen", "none")),
+            (Phase::Checkpointing, "unhealthy", ("frozen", "unknown")),
+            (Phase::Moving, "starting", ("frozen", "unknown")),
+            (Phase::Failed, "healthy", ("failed", "healthy")),
+            (Phase::Stopped, "none", ("stopped", "none")),
+        ] {
+            assert_eq!(shown(phase, health, true), frozen);
+            assert_eq!(shown(phase, health, false), (phase.as_str(), health));
+        }
     }
 }
