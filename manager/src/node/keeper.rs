@@ -146,12 +146,16 @@ impl Keeper {
         outcome
     }
 
-    /// What is wrong with the watchdog, or the lease.
-    pub fn problem(&self) -> Option<String> {
+    /// What is wrong with the watchdog, or the lease. Without a `carrier` the lease is not renewed (`Node::is_of_use`).
+    pub fn problem(&self, carrier: bool) -> Option<String> {
         let state = self.guard.state().borrow().clone();
-        let lapsed = "this node cannot prove that its containers have not been taken over: they are frozen, and cut off from \
-                      the network, until it reaches the store";
-        let fired = state.fired.then(|| lapsed.to_owned());
+        let until = if carrier { "it reaches the store" } else { "its uplink has a carrier and it reaches the store" };
+        let fired = state.fired.then(|| {
+            format!(
+                "this node cannot prove that its containers have not been taken over: they are frozen, and cut off from the \
+                 network, until {until}"
+            )
+        });
         state.problem.map(|problem| format!("the watchdog of this node: {problem}")).or(fired)
     }
 

@@ -37,6 +37,17 @@ pub async fn frozen(keeper: &Keeper, watchdog: &Fake) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_frozen_is_said_with_what_it_waits_for() {
+    let watchdog = Fake::start();
+    let keeper = held(&watchdog).await;
+    assert!(!keeper.is_frozen() && keeper.problem(true).is_none() && keeper.problem(false).is_none());
+    frozen(&keeper, &watchdog).await;
+    let said = |carrier| keeper.problem(carrier).unwrap();
+    assert!(keeper.is_frozen() && said(true).ends_with("until it reaches the store"), "{}", said(true));
+    assert!(said(false).contains("until its uplink has a carrier"), "{}", said(false));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_release_without_an_answer_is_a_disturbance() {
     let watchdog = Fake::start();
     let keeper = held(&watchdog).await;

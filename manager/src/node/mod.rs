@@ -153,7 +153,7 @@ impl Node {
     pub fn problems(&self) -> Vec<String> {
         let mut problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner).clone();
         problems.extend(self.ctx.security.trouble(Utc::now().timestamp()));
-        problems.extend(self.ctx.lease.problem());
+        problems.extend(self.ctx.lease.problem(self.uplink.has_carrier()));
         problems.extend(self.lives.is_retired().then(|| retiring::RETIRED.to_owned()));
         if self.alone() {
             problems.push(format!(
