@@ -8,7 +8,7 @@ use ha_proto::control::{ContainerStatus, NodeStatus, SnapshotInfo, StatusReply, 
 use super::{ApiError, forward};
 use crate::{
     membership::{Liveness, PeerView},
-    node::{Node, claim_advice},
+    node::Node,
     ownership::{self, Owner},
     recovery::ContainerView,
     snapshot::{self, Manifest, SnapshotHealth, SnapshotKind},
@@ -103,7 +103,7 @@ async fn add_absent(node: &Node, reply: &mut StatusReply) {
             phase: "unknown".into(),
             state: state_name(content.spec.state).into(),
             image: content.spec.image.clone(),
-            notes: node.why_held(name).into_iter().chain([absent_note(node, name, owner)]).collect(),
+            notes: vec![absent_note(node, name, owner)],
             ..ContainerStatus::default()
         });
     }
@@ -115,8 +115,8 @@ fn absent_note(node: &Node, name: &ContainerName, owner: Option<&Owner>) -> Stri
         return format!("nobody runs it: its start was interrupted; apply it again, or `ha-manager rm {name}`");
     };
     match node.absence(&owner.node) {
-        Some(why) => claim_advice(name, owner, why),
-        None => {
+        Some(why) => node.advice(name, owner, why),
+        None => node.why_held(name).unwrap_or_else(|| {
             format!("node {} does not speak for it just now; it is being begun, handed over or removed", owner.node)
         }
     }

@@ -45,22 +45,6 @@ pub enum Absence {
     Unheard,
 }
 
-/// What is the case, and what to do about it.
-pub fn advice(name: &ContainerName, owner: &Owner, why: Absence) -> String {
-    let node = &owner.node;
-    let (case, first) = match why {
-        Absence::Dead => ("which is dead", format!("start {node} again")),
-        Absence::Left => {
-            ("whose manager was stopped, so the container may still run there", format!("start the manager of {node}"))
-        }
-        Absence::Unheard => ("which this node has not heard of", format!("start the manager of {node}")),
-    };
-    format!(
-        "{name} belongs to node {node}, {case}: {first}, or claim it for this node with `ha-manager restore {name} --force`, \
-         which loses what it did since its last snapshot"
-    )
-}
-
 impl Node {
     /// Claims a container whose owner does not answer and restores it here.
     ///

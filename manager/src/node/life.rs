@@ -122,22 +122,27 @@ impl Node {
 
     /// Says, once for each reason, why a container is not taken over.
     pub(super) fn hold(&self, name: &ContainerName, owner: &NodeName, why: &'static str, text: &str) {
-        let text = format!("not taken over: {text}");
-        let hold = Hold { owner: owner.clone(), why, text: text.clone() };
+        let hold = Hold { owner: owner.clone(), why, text: text.to_owned() };
         let before = self.holds().insert(name.clone(), hold);
         if before.is_none_or(|before| (before.owner, before.why) != (owner.clone(), why)) {
             self.events().emit(Some(name), "takeover.held", &text, json!({"owner": owner, "why": why}));
         }
     }
 
-    /// Why a container is not taken over from its silent owner, for `status`.
+    /// Why a container is not taken over, for `status`.
     pub fn why_held(&self, name: &ContainerName) -> Option<String> {
-        self.holds().get(name).map(|hold| hold.text.clone())
+        self.holds().get(name).map(|hold| format!("not taken over: {}", hold.text))
+    }
+
+    /// Why a container is not taken over from its silent owner, in a word and in a sentence.
+    pub(super) fn held_from(&self, name: &ContainerName, owner: &NodeName) -> Option<(&'static str, String)> {
+        self.holds().get(name).filter(|hold| hold.owner == *owner).map(|hold| (hold.why, hold.text.clone()))
     }
 
     /// Forgets the holds whose owner is heard again, or owns the container no more.
     pub(super) fn release_holds(&self, owners: &Owners, silent: impl Fn(&NodeName) -> bool) {
         self.holds().retain(|name, hold| {
+            let text = format!("not taken over: {text}");
             silent(&hold.owner) && owners.get(name).is_some_and(|owner| owner.node == hold.owner && !owner.released)
         });
     }

@@ -7,6 +7,7 @@
 //! [`Ctx`] is what the rooms' shells are called with; [`Node`] adds the containers. Containers have their own tasks
 //! (`recovery`); the node gives them their beginning and passes on what happens around them.
 
+mod advice;
 mod agent;
 mod apply;
 mod claim;
@@ -65,7 +66,7 @@ use crate::{
     },
     tls::Caller,
 };
-pub use claim::{Absence, Whereabouts, advice as claim_advice};
+pub use claim::{Absence, Whereabouts};
 
 /// This node and the containers it owns.
 pub struct Node {
@@ -186,7 +187,7 @@ impl Node {
     pub async fn owner_elsewhere(&self, name: &ContainerName) -> Result<Option<PeerView>, ApiError> {
         match self.place_of(name).await? {
             Whereabouts::Peer(peer) => Ok(Some(peer)),
-            Whereabouts::Absent(owner, why) => Err(ApiError::Refused(claim::advice(name, &owner, why))),
+            Whereabouts::Absent(owner, why) => Err(ApiError::Refused(self.advice(name, &owner, why))),
             Whereabouts::Here => Ok(None),
         }
     }

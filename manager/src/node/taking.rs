@@ -66,7 +66,7 @@ impl Node {
         if self.ctx.membership.met().contains(owner) { Ok(Word::Own) } else { Err(("unmet", unmet(owner))) }
     }
 
-    fn has_majority(&self) -> Result<(), (&'static str, String)> {
+    pub(super) fn has_majority(&self) -> Result<(), (&'static str, String)> {
         let (quorum, voters) = (self.ctx.config.quorum, &self.ctx.config.voters);
         if quorum == Quorum::Store {
             return Ok(());
