@@ -14,7 +14,7 @@ use std::{
 
 use serde_json::json;
 
-use super::Node;
+use super::{Node, alone::Gone};
 use crate::{
     config::NodeConfig,
     membership::Liveness,
@@ -46,6 +46,7 @@ pub(super) struct Lives {
     machine: String,
     /// It was retired, by the last look.
     retired: AtomicBool,
+    gone: Gone,
     /// Looks follow one another: what a later one finds must not be taken for older.
     looking: tokio::sync::Mutex<()>,
 }
@@ -54,12 +55,22 @@ impl Lives {
     /// `machine`: the nonce of this machine's record.
     pub fn new(machine: String) -> Self {
         let silence = Mutex::new(Silence::new(Instant::now()));
-        Self { silence, machine, retired: AtomicBool::new(false), looking: tokio::sync::Mutex::default() }
+        Self {
+            silence,
+            machine,
+            retired: AtomicBool::new(false),
+            gone: Gone::default(),
+            looking: tokio::sync::Mutex::default(),
+        }
     }
 
     /// This node was retired while its manager ran. Until that is started again it takes nothing over: the others do not count it.
     pub fn is_retired(&self) -> bool {
         self.retired.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn gone(&self) -> &Gone {
+        &self.gone
     }
 
     fn silence(&self) -> MutexGuard<'_, Silence> {
@@ -86,6 +97,7 @@ impl Node {
     async fn see_retired(&self) -> Result<Retired, StoreError> {
         let retired = retired::all(&self.ctx.store).await?;
         self.lives.retired.store(retired.has(self.name(), &self.lives.machine), Ordering::SeqCst);
+        self.lives.gone.saw(retired.nodes(), self.name());
         Ok(retired)
     }
 

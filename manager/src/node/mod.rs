@@ -9,6 +9,7 @@
 
 mod advice;
 mod agent;
+mod alone;
 mod apply;
 mod claim;
 mod ctx;
@@ -156,19 +157,8 @@ impl Node {
         problems.extend(self.ctx.security.trouble(Utc::now().timestamp()));
         problems.extend(self.ctx.lease.problem(self.uplink.has_carrier()));
         problems.extend(self.lives.is_retired().then(|| retiring::RETIRED.to_owned()));
-        if self.alone() {
-            problems.push(format!(
-                "nobody in `peers` ({}) has been heard since this manager was started: nobody would take over; look at the \
-                 addresses, the certificates and the log",
-                self.ctx.config.peers.join(", ")
-            ));
-        }
+        problems.extend(self.alone());
         problems
-    }
-
-    /// It should have peers, and knows none.
-    fn alone(&self) -> bool {
-        self.ctx.membership.peers().is_empty() && !self.ctx.config.peers.is_empty()
     }
 
     /// How often this node has looked through the store since its manager was started.

@@ -68,9 +68,11 @@ impl Node {
             if let Some(machine) = &machine { store.free_node_name(node, machine).await } else { Ok(()) }
         };
         rest.await.map_err(unavailable)?;
-        Ok(
-            json!({"message": format!("{node} is retired: no node counts it any more, and its name and addresses are free")}),
-        )
+        let message = format!(
+            "{node} is retired: no node counts it any more, and its name and addresses are free; take it out of `peers` in \
+             node.toml on each node"
+        );
+        Ok(json!({"message": message}))
     }
 
     /// Nothing is heard of it, here or in the store.
@@ -157,6 +159,9 @@ impl Node {
                 )));
             }
             tokio::time::sleep(AGAIN).await;
+        }
+        if let Some(peer) = self.ctx.membership.peers().into_iter().find(|peer| peer.name == *node) {
+            self.lives.gone().about(node, peer.address);
         }
         let (this, forgotten) = (Arc::clone(self), node.clone());
         let done = tokio::task::spawn_blocking(move || this.ctx.lease.forget(&this.ctx.membership, &forgotten)).await;
