@@ -47,7 +47,8 @@ pub async fn gather(node: &Node, local: bool) -> StatusReply {
     reply
 }
 
-/// What a peer says of itself and its containers. One that is not held for alive is not asked: its liveness says enough.
+/// What a peer says of itself and its containers. One that is not held for alive is not asked; why it is refused, if it is, is known
+/// here.
 async fn ask(node: &Node, peer: PeerView) -> (NodeStatus, Vec<ContainerStatus>) {
     let mut status = NodeStatus {
         name: peer.name.to_string(),
@@ -56,6 +57,9 @@ async fn ask(node: &Node, peer: PeerView) -> (NodeStatus, Vec<ContainerStatus>) 
         ..NodeStatus::default()
     };
     if matches!(peer.liveness, Liveness::Dead | Liveness::Left) {
+        let refused = node.ctx.security.refused_lately(&peer.address);
+        let problem = |why| format!("connections with its address are refused: {why}");
+        status.problems.extend(refused.map(problem));
         return (status, Vec::new());
     }
     let answer = async {
@@ -118,7 +122,7 @@ fn absent_note(node: &Node, name: &ContainerName, owner: Option<&Owner>) -> Stri
         Some(why) => node.advice(name, owner, why),
         None => node.why_held(name).unwrap_or_else(|| {
             format!("node {} does not speak for it just now; it is being begun, handed over or removed", owner.node)
-        }
+        }),
     }
 }
 

@@ -137,6 +137,7 @@ impl Node {
         let hold = Hold { owner: owner.clone(), why, text: text.to_owned() };
         let before = self.holds().insert(name.clone(), hold);
         if before.is_none_or(|before| (before.owner, before.why) != (owner.clone(), why)) {
+            let text = format!("not taken over: {text}");
             self.events().emit(Some(name), "takeover.held", &text, json!({"owner": owner, "why": why}));
         }
     }
@@ -154,7 +155,6 @@ impl Node {
     /// Forgets the holds whose owner is heard again, or owns the container no more.
     pub(super) fn release_holds(&self, owners: &Owners, silent: impl Fn(&NodeName) -> bool) {
         self.holds().retain(|name, hold| {
-            let text = format!("not taken over: {text}");
             silent(&hold.owner) && owners.get(name).is_some_and(|owner| owner.node == hold.owner && !owner.released)
         });
     }

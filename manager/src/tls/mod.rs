@@ -19,7 +19,10 @@ pub mod testing;
 mod tests;
 mod verify;
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::{
+    sync::{Arc, PoisonError, RwLock},
+    time::Instant,
+};
 
 pub use client::Pin;
 pub use conn::{Caller, Conn};
@@ -76,6 +79,11 @@ impl Security {
 
     fn refusals(&self) -> Arc<Refusals> {
         Arc::clone(&self.0.refusals)
+    }
+
+    /// Why connections with a peer's address were refused in the last minute, if one was.
+    pub fn refused_lately(&self, address: &str) -> Option<String> {
+        self.0.refusals.lately(address, Instant::now())
     }
 
     pub fn is_mutual(&self) -> bool {

@@ -1,11 +1,21 @@
 //! Why a connection between nodes did not come about, in words for whoever reads the log.
 
-use std::{error::Error, io, net::IpAddr};
+use std::{
+    collections::HashMap,
+    error::Error,
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
 use rustls::{AlertDescription, CertificateError};
 
 use super::identity::IdentityError;
 use crate::once::Once;
+
+const BROKEN_OFF: &str = "broken off";
+const TOO_SLOW: &str = "too slow";
 
 /// Why, and the word under which it is said once only.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +27,20 @@ pub struct Cause {
 impl Cause {
     pub fn new(kind: &'static str, text: impl Into<String>) -> Self {
         Self { kind, text: text.into() }
+    }
+
+    /// It ended the handshake without a word.
+    pub fn broken_off(error: &io::Error) -> Self {
+        Self::new(BROKEN_OFF, format!("it broke the handshake off: {error}"))
+    }
+
+    pub fn too_slow(patience: Duration) -> Self {
+        Self::new(TOO_SLOW, format!("it shows no certificate within {patience:?}"))
+    }
+
+    /// It says nothing of certificates.
+    fn is_of_network(&self) -> bool {
+        [BROKEN_OFF, TOO_SLOW].contains(&self.kind)
     }
 }
 
@@ -92,9 +116,16 @@ fn of_alert(alert: AlertDescription) -> String {
     format!("it refuses this node's certificate: {why}")
 }
 
+/// So long a refusal counts as the present state.
+const LATELY: Duration = Duration::from_secs(60);
+/// Addresses of which the last refusal is remembered: strangers may be many.
+const MAX_ADDRESSES: usize = 256;
+
 /// Connections that were refused, each peer and cause logged once.
 #[derive(Debug)]
 pub struct Refusals {
+    /// The last cause for each address, for `status`.
+    last: Mutex<HashMap<IpAddr, (Instant, String)>>,
     /// Apart: strangers may be many, this node's own peers are not.
     incoming: Once,
     outgoing: Once,
@@ -102,7 +133,11 @@ pub struct Refusals {
 
 impl Default for Refusals {
     fn default() -> Self {
-        Self { incoming: Once::new("refused connections"), outgoing: Once::new("failed connections to peers") }
+        Self {
+            last: Mutex::default(),
+            incoming: Once::new("refused connections"),
+            outgoing: Once::new("failed connections to peers"),
+        }
     }
 }
 
@@ -111,10 +146,39 @@ impl Refusals {
     pub fn forget(&self) {
         self.incoming.forget();
         self.outgoing.forget();
+        self.last().clear();
+    }
+
+    /// Why connections with this address did not come about, if one was refused in the minute before `now`. A name instead of an
+    /// address is not looked up.
+    pub fn lately(&self, address: &str, now: Instant) -> Option<String> {
+        let address = address.parse::<SocketAddr>().ok()?.ip().to_canonical();
+        let last = self.last();
+        let (at, text) = last.get(&address)?;
+        (now.saturating_duration_since(*at) < LATELY).then(|| text.clone())
+    }
+
+    fn note(&self, address: IpAddr, cause: &Cause, now: Instant) {
+        // A node that is switched off in the middle of a handshake breaks it off, too.
+        if cause.is_of_network() {
+            return;
+        }
+        let (address, mut last) = (address.to_canonical(), self.last());
+        if last.len() >= MAX_ADDRESSES {
+            last.retain(|_, (at, _)| now.saturating_duration_since(*at) < LATELY);
+        }
+        if last.len() < MAX_ADDRESSES || last.contains_key(&address) {
+            last.insert(address, (now, cause.text.clone()));
+        }
+    }
+
+    fn last(&self) -> MutexGuard<'_, HashMap<IpAddr, (Instant, String)>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One that came from `source`.
     pub fn incoming(&self, source: IpAddr, cause: &Cause) {
+        self.note(source, cause, Instant::now());
         if self.incoming.first(&format!("{source} {}", cause.kind)) {
             tracing::warn!(%source, cause = cause.text, "a connection was refused; this is not said again");
         }
@@ -122,6 +186,9 @@ impl Refusals {
 
     /// One to `address`.
     pub fn outgoing(&self, address: &str, cause: &Cause) {
+        if let Ok(address) = address.parse::<SocketAddr>() {
+            self.note(address.ip(), cause, Instant::now());
+        }
         if self.outgoing.first(&format!("{address} {}", cause.kind)) {
             tracing::warn!(address, cause = cause.text, "no connection to a peer; this is not said again");
         }
@@ -152,5 +219,25 @@ mod tests {
         assert_ne!(alert(AlertDescription::UnknownCA), alert(AlertDescription::CertificateExpired));
         assert_eq!(cause(&io::ErrorKind::ConnectionRefused.into()), None);
         assert_eq!(cause(&io::Error::other("something else")), None);
+    }
+
+    #[test]
+    fn the_last_refusal_of_an_address_counts_for_a_minute_and_there_is_an_end_to_addresses() {
+        let (refusals, now) = (Refusals::default(), Instant::now());
+        let stranger = of_certificate(&CertificateError::UnknownIssuer);
+        refusals.note("::ffff:10.0.0.2".parse().unwrap(), &stranger, now);
+        refusals.note("10.0.0.3".parse().unwrap(), &Cause::too_slow(LATELY), now);
+        assert_eq!(refusals.lately("10.0.0.2:7420", now), Some(stranger.text.clone()));
+        assert_eq!(refusals.lately("10.0.0.2:7420", now + LATELY), None);
+        assert_eq!(refusals.lately("10.0.0.3:7420", now), None, "the network alone");
+        assert_eq!(refusals.lately("n2.example:7420", now), None);
+        for n in 0..1000_u32 {
+            refusals.note(std::net::Ipv4Addr::from(n).into(), &stranger, now);
+        }
+        assert_eq!(refusals.last().len(), MAX_ADDRESSES);
+        refusals.note("10.0.0.9".parse().unwrap(), &stranger, now + LATELY);
+        assert_eq!(refusals.last().len(), 1, "old ones make room");
+        refusals.forget();
+        assert_eq!(refusals.lately("10.0.0.9:7420", now + LATELY), None);
     }
 }

@@ -119,13 +119,12 @@ async fn greet(security: &Security, stream: TcpStream, from: SocketAddr, patienc
             }
         }
         Ok(Err((error, stream))) => {
-            let cause = refusals::cause(&error)
-                .unwrap_or_else(|| Cause::new("broken off", format!("it broke the handshake off: {error}")));
+            let cause = refusals::cause(&error).unwrap_or_else(|| Cause::broken_off(&error));
             security.refusals().incoming(from.ip(), &cause);
             linger(stream).await;
             return None;
         }
-        Err(_) => Cause::new("too slow", format!("it shows no certificate within {patience:?}")),
+        Err(_) => Cause::too_slow(patience),
     };
     security.refusals().incoming(from.ip(), &cause);
     None
