@@ -82,6 +82,7 @@ impl Connection {
         // Nobody reads it later: it is a file in memory, which nobody has to. The process is reaped by the runtime, also when
         // nobody waits for it any more.
         let child = Command::new(&setting.exe)
+            .arg0("ha-manager")
             .args(setting.arguments())
             .current_dir("/")
             .stdin(Stdio::null())

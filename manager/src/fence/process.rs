@@ -17,6 +17,7 @@ use nix::{
     fcntl::{Flock, FlockArg},
     sys::{
         mman::{MlockAllFlags, mlockall},
+        prctl,
         socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket},
         stat::{Mode, umask},
     },
@@ -35,6 +36,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// There is one already, or something it needs is not there. Nothing has been changed then.
 pub fn watchdog(setting: &Setting) -> Result<(), FenceError> {
     let fail = FenceError::watchdog;
+    // It was started as /proc/self/exe, which would make it `exe` in a list of processes.
+    let _ = prctl::set_name(c"ha-watchdog");
     // Fails for the first process of a group, which a person's shell made: that stays in its session.
     let _ = setsid();
     let _lock = lock(&setting.run_dir.join(LOCK))?;
