@@ -159,6 +159,11 @@ pub fn gap_over(times: impl IntoIterator<Item = Instant>, cut: Instant) -> Optio
     times.windows(2).filter(|pair| pair[1] > cut).map(|pair| (pair[1] - pair[0], pair[1])).max()
 }
 
+/// A number for people, where there may be none.
+fn known(number: Option<impl std::fmt::Display>) -> String {
+    number.map_or_else(|| "(not known)".to_owned(), |number| number.to_string())
+}
+
 fn wait(what: &str, mut condition: impl FnMut() -> bool) -> anyhow::Result<()> {
     let start = Instant::now();
     while !condition() {
@@ -229,7 +234,7 @@ impl Client for Viewer {
             format!("{} packets, {} source(s)", seen.packets.len(), sources.len()),
             format!("session {} {} to the server", seen.session, if knows { "is known" } else { "is NOT known" }),
             format!("control connection {}", if reconnected { "was reset and made anew" } else { "is the same" }),
-            format!("sequence {before:?} before the cut, {after:?} after"),
+            format!("sequence {} before the cut, {} after", known(before), known(after)),
         ];
         Ok(Verdict { gap, first, session_kept: knows && sources.len() == 1, findings })
     }
@@ -412,7 +417,11 @@ impl Client for Writer {
             ensure!(restored <= last.key + 1, "{restored} keys were restored, more than the {} written", last.key);
         }
         let findings = vec![
-            format!("{} keys written before the cut, {restored:?} restored and right, at least {owed} owed", last.key),
+            format!(
+                "{} keys written before the cut, {} restored and right, at least {owed} owed",
+                last.key,
+                known(restored)
+            ),
             format!("idle connection: {}", verified.map_or_else(|err| err.to_string(), |_| "still open".to_owned())),
             format!("process {}", if same_process { "is the same" } else { "is NOT known to be the same" }),
         ];
