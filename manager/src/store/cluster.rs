@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use chrono::{DateTime, SubsecRound, Utc};
+use chrono::{DateTime, SecondsFormat, SubsecRound, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -286,7 +286,7 @@ impl Store {
             Created::Lost(other) => Err(StoreError::NodeNameTaken {
                 name: other.node.to_string(),
                 address: other.address,
-                at: other.at.to_rfc3339(),
+                at: other.at.to_rfc3339_opts(SecondsFormat::Secs, true),
             }),
         }
     }

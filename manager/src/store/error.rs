@@ -73,8 +73,8 @@ pub enum StoreError {
     )]
     TooNew { key: String, found: u32, known: u32 },
     #[error(
-        "the node name {name:?} is taken by a node at {address} (registered {at}); choose another name, or remove \
-         use `ha-manager retire {name}` on another node if that node is gone for good"
+        "the node name {name:?} is taken by a node at {address} (registered {at}); choose another name, or, if that \
+         node is gone for good, use `ha-manager retire {name}` on another one"
     )]
     NodeNameTaken { name: String, address: String, at: String },
     #[error("the address pool {pool} has no free address for {container:?}; enlarge the pool or remove containers")]
