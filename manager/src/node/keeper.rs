@@ -325,7 +325,11 @@ impl Node {
                     if !keeper.told.swap(false, Ordering::SeqCst) {
                         return;
                     }
-                    let text = "the lease is renewed: the containers go on where they were, on the network again";
+                    let text = if self.has_copies() {
+                        "the lease is renewed: the containers go on where they were, on the network again"
+                    } else {
+                        "the lease is renewed: this node may run containers again"
+                    };
                     self.events().emit(None, "lease.renewed", text, json!({}));
                 }
                 Err(error) => tracing::warn!(error = crate::chain(&error), "the containers could not be let go on"),

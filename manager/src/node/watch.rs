@@ -102,8 +102,9 @@ fn report(node: &Node, event: &Event) {
         Event::Stalled { late } => ("self.stalled", format!("this manager was not run for {late:?}")),
         Event::TooManyPeers { refused } => ("peer.too-many", format!("{refused} and further nodes are ignored")),
     };
-    let peer = event.node().map(NodeName::as_str);
-    node.events().emit(None, kind, &text, json!({"peer": peer}));
+    // What is about this node itself has none.
+    let detail = event.node().map_or(json!({}), |peer| json!({"peer": peer}));
+    node.events().emit(None, kind, &text, detail);
 }
 
 async fn follow_store(node: Arc<Node>) {

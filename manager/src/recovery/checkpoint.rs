@@ -161,7 +161,7 @@ impl Actor {
             frozen_at: wall,
             kind,
             health: quiet.health(),
-            frozen_ms: report.frozen.as_secs_f64() * 1000.0,
+            frozen_ms: millis(report.frozen),
             network: self.identity.clone(),
             app_generation: self.generation,
             image: self.app.image.clone(),
@@ -249,6 +249,11 @@ impl Actor {
     }
 }
 
+/// Milliseconds to the microsecond: what is behind that is the arithmetic's, not the clock's.
+pub(super) fn millis(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e6).round() / 1e3
+}
+
 /// A volume's directory among the captured trees; no volume can be taken for the upper layer.
 fn volume_dir(name: &str) -> String {
     format!("volume-{name}")
@@ -261,6 +266,14 @@ mod tests {
 
     fn judged(error: impl Into<CheckpointError>) -> NoCheckpoint {
         error.into().into()
+    }
+
+    #[test]
+    fn milliseconds_have_three_decimals() {
+        let shown =
+            [69_046, 114_086_499, 0, 8_000_000_001].map(|ns| json!(millis(Duration::from_nanos(ns))).to_string());
+        assert_eq!(shown, ["0.069", "114.086", "0.0", "8000.0"]);
+        assert_eq!(json!(millis(Duration::from_micros(69_046))).to_string(), "69.046");
     }
 
     #[test]

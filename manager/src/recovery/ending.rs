@@ -5,6 +5,9 @@ use ha_proto::agent::{MAX_TEXT, ProcessEnded, harmless, last_lines};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
+/// Of a program's words, in bytes: a sentence is one line of `events`. The facts have more of them.
+const MAX_SAID: usize = 120;
+
 /// A sentence: how it ended, after how long, and what it said last.
 pub(crate) fn sentence(end: &ProcessEnded) -> String {
     if !end.not_started.is_empty() {
@@ -21,8 +24,12 @@ pub(crate) fn sentence(end: &ProcessEnded) -> String {
         ms => text += &format!(" after {}", humantime::format_duration(std::time::Duration::from_secs(ms / 1000))),
     }
     let said = last_lines(end.last_output.iter());
-    if !said.is_empty() {
-        text += &format!("; it said last: {}", said.join(" | "));
+    let (all, last) = (said.join(" | "), said.last());
+    match last {
+        None => {}
+        Some(_) if all.len() <= MAX_SAID => text += &format!("; it said last: {all}"),
+        Some(last) if last.len() <= MAX_SAID => text += &format!("; it said last: {last}"),
+        Some(last) => text += &format!("; it said last: {}…", crate::cut(last, MAX_SAID)),
     }
     text
 }
@@ -72,9 +79,19 @@ mod tests {
     }
 
     #[test]
+    fn a_sentence_has_the_last_line_where_there_is_room_for_one_only() {
+        let said =
+            |lines: &[&str]| sentence(&ended(1, 0, 0, lines)).split_once("; it said last: ").unwrap().1.to_owned();
+        let (long, longer) = ("l".repeat(118), "é".repeat(100));
+        assert_eq!(said(&[&long, "end of it"]), "end of it");
+        assert_eq!(said(&["begin", &long]), long);
+        assert_eq!(said(&["begin", &longer]), format!("{}…", "é".repeat(60)));
+    }
+
+    #[test]
     fn what_a_container_says_of_itself_is_bounded_and_obeyed_by_no_terminal() {
         let mut end = ended(1, 0, 1, &[&"x".repeat(4000), "\u{1b}[2J\u{202e}"]);
-        assert!(sentence(&end).len() < 700 && !sentence(&end).contains('\u{1b}'));
+        assert!(sentence(&end).len() < 250 && !sentence(&end).contains('\u{1b}'));
         assert!(facts(&end).to_string().len() < 700);
         end.not_started = format!("\u{7}{}", "y".repeat(4000));
         assert!(sentence(&end).len() < 700 && !sentence(&end).contains('\u{7}'));

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 
 use super::{
     actor::{Actor, State, setting},
-    checkpoint::NoCheckpoint,
+    checkpoint::{NoCheckpoint, millis},
     launch,
     order::ProgressSender,
     place::Place,
@@ -109,8 +109,8 @@ impl Actor {
                 }
                 if let Some(timing) = timing {
                     let took = timing.committed - timing.frozen_at;
-                    detail["wall_ms"] = json!(timing.wall.as_secs_f64() * 1000.0);
-                    detail["commit_ms"] = json!(took.as_secs_f64() * 1000.0);
+                    detail["wall_ms"] = json!(millis(timing.wall));
+                    detail["commit_ms"] = json!(millis(took));
                     // One that waited while the store was away says nothing about how long a commit takes.
                     if self.store_back.is_none_or(|back| timing.frozen_at > back) {
                         self.schedule.iter_mut().for_each(|schedule| schedule.committed(took));
