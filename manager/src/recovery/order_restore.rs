@@ -11,7 +11,7 @@ use std::{ops::ControlFlow, time::Instant};
 use serde_json::{Value, json};
 
 use super::{
-    actor::{Actor, State},
+    actor::{Actor, State, health_at_first},
     commit_wait::Stopped,
     order::ProgressSender,
     orders::Reply,
@@ -79,7 +79,8 @@ impl Actor {
         self.unfit = None;
         self.backoff.forget();
         let before = self.view.get().phase;
-        self.view.update(|view| view.phase = Phase::Recovering);
+        let health = health_at_first(&self.app);
+        self.view.update(|view| (view.phase, view.health) = (Phase::Recovering, health));
         self.event(
             "recovery.started",
             "its operator puts it back",

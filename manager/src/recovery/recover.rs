@@ -102,7 +102,11 @@ impl Actor {
             Err(error) => {
                 let text = crate::chain(&error);
                 self.event("container.start-failed", &text, json!({"cause": text}));
-                let told = ApiError::Failed(format!("{}: {text}", self.name));
+                let (name, address) = (&self.name, self.identity.ip);
+                let told = ApiError::Failed(format!(
+                    "{name}: {text}. It stays registered, as failed, with the address {address}: mend the cause and apply it \
+                     again, or take it away with `ha-manager rm {name}`"
+                ));
                 let flow = self.give_up(text).await;
                 let _ = reply.send(Err(told));
                 return flow;

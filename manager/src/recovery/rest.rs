@@ -119,7 +119,11 @@ impl Actor {
             Outcome::Failed => Phase::Failed,
         };
         self.state = State::Down(Down::Resting);
-        self.view.update(|view| (view.phase, view.pid, view.failure) = (phase, 0, Some(rest.why.clone())));
+        self.view.update(|view| {
+            (view.phase, view.pid, view.failure) = (phase, 0, Some(rest.why.clone()));
+            // Nothing is checked, and no verdict will come.
+            view.health = "none";
+        });
         let claimant = Claimant::new(self.ctx.config.node.clone());
         self.resting = Some(Resting { rest, tell_at: None, refused: false, claimant });
         self.save(LocalPhase::Stopped);
