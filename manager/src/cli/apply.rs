@@ -34,7 +34,7 @@ pub(super) async fn apply(socket: &Path, args: args::Apply) -> Result<(), CliErr
     variables.check()?;
     let file = file.map_err(|errors| CliError::Input(errors.to_string()))?;
     for warning in &file.warnings {
-        eprintln!("{warning}");
+        eprintln!("warning: {warning}");
     }
     if args.dry_run {
         return print_json(&file.containers);
@@ -96,7 +96,7 @@ fn warn_of_binds(containers: &[ContainerSpec]) {
         for mount in &spec.mounts {
             if let MountSource::HostBind { path } = &mount.source {
                 eprintln!(
-                    "{}: {} is a host bind: it is not in snapshots, a peer needs it too",
+                    "warning: {}: {} is a host bind: it is not in snapshots, a peer needs it too",
                     spec.name,
                     path.display()
                 );

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, Parser, Subcommand};
 
 use crate::{
     fence,
@@ -210,18 +210,19 @@ impl From<Watchdog> for fence::Setting {
 }
 
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("played").required(true).args(["file", "seed", "seeds"]))]
 pub struct Simulate {
     /// A scenario's file.
-    #[arg(value_name = "SCENARIO", required_unless_present_any = ["seed", "seeds"])]
+    #[arg(value_name = "SCENARIO")]
     pub file: Option<PathBuf>,
     /// Replay the scenario of this seed.
-    #[arg(long, conflicts_with = "file")]
+    #[arg(long, value_name = "S")]
     pub seed: Option<u64>,
     /// Play so many seeds; the last line is JSON: seeds, violations, first_bad_seed.
-    #[arg(long, value_name = "N", conflicts_with_all = ["file", "seed"])]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub seeds: Option<u64>,
     /// The first of them.
-    #[arg(long, value_name = "S", default_value_t = 0, requires = "seeds")]
+    #[arg(long, value_name = "S", default_value_t = 0, requires = "seeds", conflicts_with_all = ["file", "seed"])]
     pub from: u64,
 }
 
@@ -271,10 +272,31 @@ const CA_DIR: &str = "/etc/ha-manager/ca";
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use clap::{CommandFactory, Parser};
 
     #[test]
     fn the_definition_is_sound() {
         super::Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_is_simulated_is_one_thing_and_said_when_it_is_missing() {
+        let refused = |words: &[&str]| {
+            let words = ["ha-manager", "simulate"].iter().chain(words);
+            super::Cli::try_parse_from(words).err().map(|error| error.to_string())
+        };
+        let missing = refused(&[]).unwrap();
+        assert!(
+            missing.contains("SCENARIO") && missing.contains("--seed <S>") && missing.contains("--seeds <N>"),
+            "{missing}"
+        );
+        for wrong in
+            [&["a.toml", "--seed=1"][..], &["--seed=1", "--seeds=2"], &["--seeds=0"], &["--seed=1", "--from=1"]]
+        {
+            assert!(refused(wrong).is_some(), "{wrong:?}");
+        }
+        for right in [&["a.toml"][..], &["--seed=0"], &["--seeds=1"], &["--seeds=2", "--from=7"]] {
+            assert_eq!(refused(right), None, "{right:?}");
+        }
     }
 }

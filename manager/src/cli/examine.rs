@@ -9,7 +9,7 @@ use crate::{
 };
 
 pub(super) async fn examine(args: args::Doctor) -> Result<(), CliError> {
-    let config = NodeConfig::load(&args.config).map_err(|err| CliError::Input(err.to_string()))?;
+    let config = NodeConfig::load(&args.config).map_err(|err| CliError::Input(crate::chain(&err)))?;
     let working =
         progress::working("looking at this node: a process is dumped and restored, a store object created twice");
     let of_store = store_checks(&config).await;

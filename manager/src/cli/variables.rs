@@ -40,7 +40,7 @@ impl Variables {
         let parsed = compose::dotenv::parse(&text, &shown, &|name| variables.of_shell(name));
         let (of_file, warnings) = parsed.map_err(|errors| CliError::Input(errors.to_string()))?;
         for warning in warnings {
-            eprintln!("{warning}");
+            eprintln!("warning: {warning}");
         }
         variables.of_file = of_file;
         Ok(variables)
