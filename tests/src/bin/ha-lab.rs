@@ -56,7 +56,12 @@ enum Cmd {
     },
     /// Build the root file system of a workload into a directory: counter, redis or vlc.
     Image { name: String, dir: std::path::PathBuf },
-    /// Keep a number of nodes running until standard input ends, and print how to enter them.
+    /// Keep bare nodes running until standard input ends, and print how to enter them.
+    ///
+    /// Each has processes, mounts, /run and control groups of its own, a link `uplink` with the address 10.77.0.NUMBER/16 on
+    /// one switch, and an empty disk, nodes/nNUMBER beside the store; the rest of the file system is this machine's. The store
+    /// is an empty directory that all share. No manager runs in them and nothing is configured: start one in each, with a
+    /// configuration of your own.
     Nodes { count: u8 },
     /// Print what a program could leave behind here, as JSON.
     Census,
