@@ -99,7 +99,12 @@ async fn add_absent(node: &Node, reply: &mut StatusReply) {
         if known.contains_key(name.as_str()) {
             continue;
         }
-        let owner = owners.get(name).and_then(|owner| owner.as_ref().ok()).filter(|owner| !owner.released);
+        let found = owners.get(name);
+        let owner = found.and_then(|owner| owner.as_ref().ok()).filter(|owner| !owner.released);
+        let note = match found {
+            Some(Err(error)) => format!("who owns it cannot be read: {}", crate::chain(error)),
+            _ => absent_note(node, name, owner),
+        };
         absent.push(ContainerStatus {
             name: name.to_string(),
             node: owner.map(|owner| owner.node.to_string()).unwrap_or_default(),
@@ -107,7 +112,7 @@ async fn add_absent(node: &Node, reply: &mut StatusReply) {
             phase: "unknown".into(),
             state: state_name(content.spec.state).into(),
             image: content.spec.image.clone(),
-            notes: vec![absent_note(node, name, owner)],
+            notes: vec![note],
             ..ContainerStatus::default()
         });
     }

@@ -175,7 +175,7 @@ impl Freezer {
             let since = *nobody_since.get_or_insert_with(Instant::now);
             if !running.is_empty() {
                 nobody_since = None;
-            } else if since.elapsed() < SETTLE {
+            } else if since.elapsed() < SETTLE && Instant::now() + SETTLE < deadline {
                 thread::sleep(PAUSE);
                 continue;
             } else {

@@ -4,7 +4,7 @@
 
 use std::time::Instant;
 
-use super::{Node, claim::Absence, life::sentence};
+use super::{Node, claim::Absence, life::sentence, retiring::RETIRED};
 use crate::{
     ownership::{Owner, silence::Life},
     spec::{ContainerName, NodeName},
@@ -32,6 +32,9 @@ impl Node {
         }
         if self.ctx.lease.is_frozen() {
             return Against::CutOff("it has not renewed its lease in the store".into());
+        }
+        if self.lives.is_retired() {
+            return Against::Held("retired", RETIRED.into());
         }
         // Nothing is taken over from it, and it has written nothing since.
         if why == Absence::Left {
@@ -61,7 +64,7 @@ fn advice(name: &ContainerName, node: &NodeName, why: Absence, against: Against)
         Against::Held(word, text) => {
             // Held for dead, but not without a doubt.
             let case = if why == Absence::Dead { "which is held for dead here" } else { case };
-            let remedy = remedy(word, node).map(|remedy| format!("; {remedy}")).unwrap_or_default();
+            let remedy = remedy(word, name, node).map(|remedy| format!("; {remedy}")).unwrap_or_default();
             format!("{name} belongs to node {node}, {case}, and is not taken over: {text}{remedy}")
         }
         Against::Nothing => {
@@ -78,13 +81,16 @@ fn advice(name: &ContainerName, node: &NodeName, why: Absence, against: Against)
 }
 
 /// What to do about the reason with this word, where its sentence does not say so itself.
-fn remedy(word: &str, node: &NodeName) -> Option<String> {
+fn remedy(word: &str, name: &ContainerName, node: &NodeName) -> Option<String> {
     match word {
         "answers" => Some(format!("see to the manager of {node} and to the way between the two nodes")),
         "writes" => {
             Some(format!("see to the way between the two nodes; if {node} was switched off, it is over by itself"))
         }
-        "quorum" => Some("start more of the voters, or see to the way to them".into()),
+        "quorum" => Some(format!(
+            "start more of the voters, or see to the way to them; if they are gone for good, `ha-manager restore {name} --force` \
+             claims it all the same, and loses what it did since its last snapshot"
+        )),
         "unknown" | "answered" => Some("ask again in some seconds".into()),
         _ => None,
     }
@@ -102,7 +108,7 @@ mod tests {
     fn to_claim_by_force_is_said_only_where_nothing_speaks_against_it() {
         for why in [Absence::Dead, Absence::Left, Absence::Unheard] {
             assert!(said(why, Against::Nothing).contains("`ha-manager restore redis --force`"));
-            for word in ["answers", "writes", "quorum", "unknown", "answered", "retired"] {
+            for word in ["answers", "writes", "unknown", "answered", "retired"] {
                 let said = said(why, Against::Held(word, "a reason".into()));
                 assert!(said.contains("not taken over: a reason") && !said.contains("--force"), "{said}");
             }
@@ -116,6 +122,8 @@ mod tests {
     fn a_reason_without_a_remedy_of_its_own_gets_one() {
         let quorum = said(Absence::Dead, Against::Held("quorum", "this node sees 1 of 3 voters".into()));
         assert!(quorum.contains("1 of 3 voters; start more of the voters"), "{quorum}");
+        // No majority is asked for where an operator gives their word.
+        assert!(quorum.contains("`ha-manager restore redis --force`"), "{quorum}");
         let parked = said(Absence::Left, Against::Held("parked", "start it again, or power us2 off".into()));
         assert!(parked.ends_with("power us2 off"), "{parked}");
     }

@@ -102,12 +102,17 @@ impl Node {
     /// No container is its own, or may still run there by the records.
     async fn has_nothing(&self, node: &NodeName) -> Result<(), ApiError> {
         let unavailable = |error: &(dyn std::error::Error + 'static)| ApiError::Unavailable(crate::chain(error));
-        let owners = self.look().await.map_err(|error| unavailable(&error))?;
+        let owners = ownership::all(&self.ctx.store).await.map_err(|error| unavailable(&error))?;
         let mut its: Vec<ContainerName> = Vec::new();
-        for (name, owner) in owners.iter().filter(|(_, owner)| !owner.released) {
-            let there = ownership::standing(&self.ctx.store, name).await.map_err(|error| unavailable(&error))?;
+        for (name, owner) in owners {
+            // One that cannot be read may say that it is this node's.
+            let owner = owner.map_err(|error| unavailable(&error))?;
+            if owner.released {
+                continue;
+            }
+            let there = ownership::standing(&self.ctx.store, &name).await.map_err(|error| unavailable(&error))?;
             if owner.node == *node || there.and_then(|there| there.holder).as_ref() == Some(node) {
-                its.push(name.clone());
+                its.push(name);
             }
         }
         if its.is_empty() {

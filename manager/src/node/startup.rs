@@ -153,8 +153,11 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         // Peers will hold this node for dead, and take over what does not answer at its address.
         tracing::warn!(?down, "not up, and no peer has taken them over: peers are not told that this node has left");
     }
-    let told =
-        if node.has_copies() { "the manager has stopped; its containers go on" } else { "the manager has stopped" };
+    let told = match (node.has_copies(), parked) {
+        (true, true) => "the manager has stopped; its containers go on",
+        (true, false) => "the manager has stopped; its containers go on until its lease ends",
+        (false, _) => "the manager has stopped",
+    };
     node.ctx.events.emit(None, "node.stopped", told, json!({"down": down}));
     servers.stop().await;
     Ok(())

@@ -15,7 +15,7 @@ use super::{
     view::Phase,
 };
 use crate::{
-    ownership::{self, Back, Claim, Claimant, Owner, OwnershipError, Rest},
+    ownership::{self, Back, Claim, Claimant, Owner, OwnershipError, Rest, Taken},
     policy::Scope,
     spec::{Epoch, NodeName, SnapshotId},
 };
@@ -62,8 +62,6 @@ pub(super) enum NotOffered {
 /// Why it is not this node's again.
 enum NotBack {
     Lost(Owner),
-    /// It is, and what it goes on from is to be looked up.
-    Anew,
     /// It is, and came to rest on the peer.
     AtRest(Box<Rest>),
     /// The store is away: the same again.
@@ -201,7 +199,6 @@ impl Actor {
                     continue;
                 }
                 Err(NotBack::Lost(owner)) => return Handover::Deposed(owner),
-                Err(NotBack::Anew) => return Handover::Back(text),
                 Err(NotBack::AtRest(rest)) => {
                     let _ = self.found_at_rest(*rest).await;
                     return Handover::Interrupted;
@@ -252,37 +249,32 @@ impl Actor {
             return Err(NotBack::Lost(peer.clone()));
         }
         let previous = self.owner.epoch;
-        let taken = match ownership::take_over(store, name, &owner).await {
-            Ok(taken) => taken,
-            Err(OwnershipError::Deposed { by, .. }) => {
-                let newest = self.again_after(&owner, *by).await?;
-                self.owned_back(newest, previous);
-                return Err(NotBack::Anew);
-            }
+        let (owner, taken) = match ownership::take_over(store, name, &owner).await {
+            Ok(taken) => (owner, taken),
+            Err(OwnershipError::Deposed { by, .. }) => self.again_after(&owner, *by).await?,
             Err(error) => return Err(NotBack::from(error)),
         };
-        self.owned_back(owner, previous);
+        self.event("ownership.claimed", "taken back", json!({"epoch": owner.epoch, "previous": previous}));
+        self.own(owner);
         taken.rest.map_or(Ok(taken.base), |rest| Err(NotBack::AtRest(Box::new(rest))))
     }
 
     /// `by` was claimed while `owner`, this node, settled its base. When that was first, this node is the one to go on, and nobody
     /// else does: it claims once more.
-    async fn again_after(&self, owner: &Owner, by: Owner) -> Result<Owner, NotBack> {
+    async fn again_after(&self, owner: &Owner, by: Owner) -> Result<(Owner, Taken), NotBack> {
         let (store, name) = (&self.ctx.store, &self.name);
         let there = ownership::standing(store, name).await.map_err(NotBack::from)?;
         let Some(there) = there.filter(|there| there.may_go_on(&owner.node, owner.epoch)) else {
             return Err(NotBack::Lost(by));
         };
         let claimant = Claimant::new(owner.node.clone());
-        match ownership::claim_back(store, name, &there.newest, &claimant).await.map_err(NotBack::from)? {
-            Back::Mine(newest) => Ok(newest),
-            Back::Gone(other) => Err(NotBack::Lost(other)),
-        }
-    }
-
-    fn owned_back(&mut self, owner: Owner, previous: Epoch) {
-        self.event("ownership.claimed", "taken back", json!({"epoch": owner.epoch, "previous": previous}));
-        self.own(owner);
+        let newest = match ownership::claim_back(store, name, &there.newest, &claimant).await.map_err(NotBack::from)? {
+            Back::Mine(newest) => newest,
+            Back::Gone(other) => return Err(NotBack::Lost(other)),
+        };
+        // Settled already: this looks it up.
+        let taken = ownership::take_over(store, name, &newest).await.map_err(NotBack::from)?;
+        Ok((newest, taken))
     }
 
     /// A later epoch exists than this copy goes by.
