@@ -182,7 +182,7 @@ fn a_manager_that_cannot_reach_the_store_is_refused_and_its_containers_run_on() 
     cluster.members[0].node.exec(&format!("mount -t tmpfs -o ro cover {store}")).unwrap();
     let said = refused(&cluster, &cluster.members[0].node.disk().join("node.toml"));
     assert!(said.contains(&store), "{said}");
-    cluster.members[0].node.exec(&format!("umount {store}")).unwrap();
+    cluster.members[0].node.exec(&format!("umount -l {store}")).unwrap();
     let since = SystemTime::now();
     cluster.members[0].start_manager().unwrap();
     adopted(&cluster, since);

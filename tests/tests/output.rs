@@ -215,7 +215,7 @@ fn status_says_what_its_reader_should_know() {
     node.exec(&format!("mount -o remount,bind,ro {store}")).unwrap();
     refused(&cluster.members[1], &["checkpoint", "counter"], 1);
     assert!(notes(&cluster.members[1], "counter").contains("the last checkpoint failed"));
-    node.exec(&format!("umount {store}")).unwrap();
+    node.exec(&format!("umount -l {store}")).unwrap();
     // A container whose owner stopped its manager is absent, not gone.
     cluster.members[0].stop_manager(Signal::SIGTERM).unwrap();
     cluster.wait("the note", PATIENCE, |cluster| notes(&cluster.members[1], "counter").contains("--force")).unwrap();

@@ -185,7 +185,7 @@ fn what_is_down_when_its_manager_stops_is_not_left_to_nobody() {
     serving(&watched.cluster, "n2", since);
     assert_eq!(state(&watched.cluster), (told, id));
     assert_eq!(watched.events("peer.left"), []);
-    watched.cluster.members[0].node.exec(&format!("umount {store}")).unwrap();
+    watched.cluster.members[0].node.exec(&format!("umount -l {store}")).unwrap();
     watched.cluster.members[0].start_manager().unwrap();
     watched.cluster.wait_for_all().unwrap();
     watched.finish();
@@ -204,7 +204,7 @@ fn a_move_without_a_store_leaves_the_container_on_the_network() {
     let said = refused(&cluster.members[0], &["move", "counter", "--to", "n2"], 1);
     assert!(said.contains("goes on here"), "{said}");
     assert_eq!(state(cluster).0, told);
-    cluster.members[0].node.exec(&format!("umount {store}")).unwrap();
+    cluster.members[0].node.exec(&format!("umount -l {store}")).unwrap();
     // It can be moved as soon as the store takes what waited for it.
     let moved = |cluster: &Cluster| run(&cluster.members[0], &["move", "counter", "--to", "n2"]).status.success();
     cluster.wait("the move", PATIENCE + Duration::from_secs(30), moved).unwrap();

@@ -280,7 +280,7 @@ impl<'a> Covered<'a> {
 
 impl Drop for Covered<'_> {
     fn drop(&mut self) {
-        let _ = self.0.node.exec(&format!("umount {}", self.1));
+        let _ = self.0.node.exec(&format!("umount -l {}", self.1));
     }
 }
 
@@ -306,7 +306,7 @@ fn what_a_peer_refused_and_then_began_is_not_taken_back_from_it() {
         let covered = Covered::over(first, &store);
         fs::write(dir.path().join("fail"), "").unwrap();
         cluster.wait_for_event("recovery.waiting", SystemTime::UNIX_EPOCH, 1, PATIENCE).unwrap();
-        second.node.exec(&format!("umount {}", criu.display())).unwrap();
+        second.node.exec(&format!("umount -l {}", criu.display())).unwrap();
         cluster.wait_for_event("recovery.serving", SystemTime::UNIX_EPOCH, 1, PATIENCE).unwrap();
         assert_eq!(state(cluster), (told, id.clone()));
         let later = count(cluster, 10);

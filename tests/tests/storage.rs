@@ -88,7 +88,7 @@ fn a_store_that_became_read_only_loses_no_checkpoint() {
     cluster.wait("a draft", PATIENCE, |cluster| drafts(cluster).len() >= 2).unwrap();
     let waiting = drafts(&cluster);
     let back = SystemTime::now();
-    node.exec(&format!("umount {}", store.display())).unwrap();
+    node.exec(&format!("umount -l {}", store.display())).unwrap();
     let caught_up = |cluster: &Cluster| committed_since(cluster, back).last() >= waiting.last();
     cluster.wait("the queue to be committed", PATIENCE, caught_up).unwrap();
     assert!(waiting.iter().all(|number| committed_since(&cluster, back).contains(number)));
