@@ -17,8 +17,8 @@ pub(super) const NOTHING: [Instruction; 1] = [Instruction { code: (BPF_RET | BPF
 
 /// Longer than any frame.
 const WHOLE: u32 = 1 << 20;
-const ACCEPT: usize = 21;
-const REJECT: usize = 22;
+const ACCEPT: usize = 25;
+const REJECT: usize = 26;
 
 enum Step {
     /// Loads four bytes of the frame.
@@ -33,8 +33,8 @@ enum Step {
     Take(u32),
 }
 
-/// What is addressed to `mac`, and ARP to everybody, without a VLAN tag: coming in at any link but the container's `host`
-/// end and the `bridge`, or going out at one of these two.
+/// Without a VLAN tag: what the container sends, coming in at its `host` end; and what is addressed to `mac`, and ARP to everybody,
+/// coming in at any other link but the `bridge`, or going out at one of these two.
 pub(super) fn of_container(host: u32, bridge: u32, mac: Mac) -> Vec<Instruction> {
     use Step::{About, Half, Is, Take, Word};
     let [a, b, c, d, e, f] = mac.0;
@@ -43,27 +43,31 @@ pub(super) fn of_container(host: u32, bridge: u32, mac: Mac) -> Vec<Instruction>
     let program = [
         /* 0 */ About(SKF_AD_VLAN_TAG_PRESENT),
         /* 1 */ Is(0, 2, REJECT),
-        /* 2 */ Word(0),
-        /* 3 */ Is(head, 4, 9),
-        /* 4 */ Half(4),
-        /* 5 */ Is(tail, 6, REJECT),
-        /* 6 */ Half(12),
-        /* 7 */ Is(libc::ETH_P_8021Q as u32, REJECT, 8),
-        /* 8 */ Is(libc::ETH_P_8021AD as u32, REJECT, 14),
-        /* 9 */ Is(u32::MAX, 10, REJECT),
-        /* 10 */ Half(4),
-        /* 11 */ Is(0xffff, 12, REJECT),
-        /* 12 */ Half(12),
-        /* 13 */ Is(arp::ETHERTYPE.into(), 14, REJECT),
-        /* 14 */ About(SKF_AD_IFINDEX),
-        /* 15 */ Is(host, 19, 16),
-        /* 16 */ Is(bridge, 19, 17),
-        /* 17 */ About(SKF_AD_PKTTYPE),
-        /* 18 */ Is(outgoing, REJECT, ACCEPT),
-        /* 19 */ About(SKF_AD_PKTTYPE),
-        /* 20 */ Is(outgoing, ACCEPT, REJECT),
-        /* 21 */ Take(WHOLE),
-        /* 22 */ Take(0),
+        /* 2 */ About(SKF_AD_IFINDEX),
+        /* 3 */ Is(host, 4, 6),
+        /* 4 */ About(SKF_AD_PKTTYPE),
+        /* 5 */ Is(outgoing, 6, ACCEPT),
+        /* 6 */ Word(0),
+        /* 7 */ Is(head, 8, 13),
+        /* 8 */ Half(4),
+        /* 9 */ Is(tail, 10, REJECT),
+        /* 10 */ Half(12),
+        /* 11 */ Is(libc::ETH_P_8021Q as u32, REJECT, 12),
+        /* 12 */ Is(libc::ETH_P_8021AD as u32, REJECT, 18),
+        /* 13 */ Is(u32::MAX, 14, REJECT),
+        /* 14 */ Half(4),
+        /* 15 */ Is(0xffff, 16, REJECT),
+        /* 16 */ Half(12),
+        /* 17 */ Is(arp::ETHERTYPE.into(), 18, REJECT),
+        /* 18 */ About(SKF_AD_IFINDEX),
+        /* 19 */ Is(host, ACCEPT, 20),
+        /* 20 */ Is(bridge, 23, 21),
+        /* 21 */ About(SKF_AD_PKTTYPE),
+        /* 22 */ Is(outgoing, REJECT, ACCEPT),
+        /* 23 */ About(SKF_AD_PKTTYPE),
+        /* 24 */ Is(outgoing, ACCEPT, REJECT),
+        /* 25 */ Take(WHOLE),
+        /* 26 */ Take(0),
     ];
     program.iter().enumerate().map(|(at, step)| instruction(at, step)).collect()
 }

@@ -1,4 +1,5 @@
-//! Keeping what comes for a container while its gate is closed, and handing it over afterwards.
+//! Keeping what comes for a container while its gate is closed, and handing it over afterwards; and what its kernel answers in
+//! the moment of closing, which is to get out then.
 //!
 //! ```text
 //!            begin            port closes           port opens          deliver
@@ -8,6 +9,11 @@
 //! ```
 //! One packet socket sees every device of the node; its filter leaves the frames for this container. They are sent out of
 //! the container's own link, past the bridge, when the port is open.
+//!
+//! A frame that got in directly before the port closed is answered directly after it: a SYN by a SYN-ACK, a question for the
+//! address by its answer. Both would be sent again only a second later. Such answers are sent again out of the link's other
+//! end, inside the container, and so go the way that they were to go. What was answered between the beginning of capture and
+//! the closing goes out twice, which answers of a kernel may; a program, which might mind, is frozen.
 
 use std::{
     collections::HashSet,
@@ -26,6 +32,8 @@ use crate::spec::Mac;
 const ROOM: usize = 32 << 20;
 /// The largest frame that a link hands over at once (64 KiB before it is cut into segments), and its headers.
 const PACKET: usize = OFFLOAD_HEADER + 14 + (64 << 10);
+/// What is kept of answers: a few hundred bytes are the rule.
+const ANSWERS: usize = 1 << 20;
 /// Frames read in one go: an end to it also when they come faster than they are read.
 const READS: usize = 1 << 16;
 
@@ -64,8 +72,19 @@ pub(super) struct Hold {
     filter: Vec<Instruction>,
     state: State,
     kept: Kept,
+    /// Into the container's link at its inner end.
+    inside: PacketSocket,
+    answers: Kept,
     buffer: Vec<u8>,
     lost: usize,
+}
+
+/// What of the frames that are read is kept.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Keep {
+    Both,
+    Arrivals,
+    Nothing,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -78,8 +97,10 @@ enum State {
 }
 
 impl Hold {
-    /// Makes everything that takes time: nothing is captured yet.
-    pub(super) fn prepare(links: Links, mac: Mac, shut: Shut) -> io::Result<Self> {
+    /// Makes everything that takes time: nothing is captured yet. `inside` is bound to the inner end of the container's link, for
+    /// sending alone.
+    pub(super) fn prepare(links: Links, mac: Mac, shut: Shut, inside: PacketSocket) -> io::Result<Self> {
+        inside.with_offload_header()?;
         let socket = PacketSocket::open(0, 0)?;
         socket.with_offload_header()?;
         let filter = filter::of_container(links.host, links.bridge, mac);
@@ -87,8 +108,8 @@ impl Hold {
         socket.grow(ROOM);
         // Touched here: fresh memory is slow.
         let buffer = vec![1; PACKET];
-        let kept = Kept::new(OFFLOAD_HEADER, ROOM);
-        Ok(Self { socket, links, shut, filter, state: State::New, kept, buffer, lost: 0 })
+        let (kept, answers) = (Kept::new(OFFLOAD_HEADER, ROOM), Kept::new(OFFLOAD_HEADER, ANSWERS));
+        Ok(Self { socket, links, shut, filter, state: State::New, kept, inside, answers, buffer, lost: 0 })
     }
 
     /// Directly before the port closes.
@@ -105,21 +126,25 @@ impl Hold {
     /// Before the port opens: so that what was held follows the opening at once.
     pub(super) fn gather(&mut self) {
         if self.state == State::Capturing {
-            self.read(true);
+            self.read(Keep::Both);
         }
     }
 
-    /// After the port has opened: everything held goes to the container. How many frames that were, and how many were lost.
+    /// After the port has opened: the answers get out, and everything held goes to the container. How many frames that were, and how many were lost.
     pub(super) fn deliver(&mut self) -> (usize, usize) {
         if self.state != State::Capturing {
             return (0, 0);
         }
-        let mut delivered = self.send();
-        self.read(true);
+        let gathered = self.kept.take();
+        // What came while it opened. Later nothing of the container's: what is handed over is answered, and that gets out by itself.
+        self.read(Keep::Both);
+        let mut delivered = self.answer() + self.send(&gathered);
+        self.read(Keep::Arrivals);
         self.mute();
         // What comes in from the opening on goes in by itself; only whether the last ones did is still to be read.
-        self.read(false);
-        delivered += self.send();
+        self.read(Keep::Nothing);
+        let last = self.kept.take();
+        delivered += self.send(&last);
         self.lost += self.socket.lost_frames().unwrap_or(0);
         (delivered, std::mem::take(&mut self.lost))
     }
@@ -128,8 +153,8 @@ impl Hold {
     pub(super) fn forget(&mut self) {
         if self.state == State::Capturing {
             self.mute();
-            self.read(false);
-            self.kept.take();
+            self.read(Keep::Nothing);
+            (self.kept.take(), self.answers.take());
         }
     }
 
@@ -140,7 +165,7 @@ impl Hold {
         }
     }
 
-    fn read(&mut self, keep: bool) {
+    fn read(&mut self, keep: Keep) {
         let shut = self.shut.all();
         for _ in 0..READS {
             let seen = match self.socket.next(&mut self.buffer) {
@@ -159,7 +184,11 @@ impl Hold {
                 continue;
             };
             if seen.link == self.links.host {
-                self.kept.went_out(packet);
+                match seen.direction {
+                    Direction::Out => self.kept.went_out(packet),
+                    Direction::In if keep == Keep::Both && !self.answers.came_in(packet) => self.lost += 1,
+                    Direction::In => {}
+                }
                 continue;
             }
             // The same frame is also seen where the bridge did not take it from: below a bond, above the bridge.
@@ -167,20 +196,26 @@ impl Hold {
                 Direction::Out => seen.link == self.links.bridge,
                 Direction::In => self.links.ports.contains(&seen.link) && !shut.contains(&seen.link),
             };
-            if keep && entered && !self.kept.came_in(packet) {
+            if keep != Keep::Nothing && entered && !self.kept.came_in(packet) {
                 self.lost += 1;
             }
         }
     }
 
-    fn send(&mut self) -> usize {
-        let mut sent = 0;
-        for packet in self.kept.take() {
-            match self.socket.send_through(self.links.host, &packet) {
-                Ok(()) => sent += 1,
-                Err(_) => self.lost += 1,
-            }
-        }
-        sent
+    fn send(&mut self, packets: &[Vec<u8>]) -> usize {
+        let (socket, host) = (&self.socket, self.links.host);
+        count(packets, &mut self.lost, |packet| socket.send_through(host, packet))
     }
+
+    fn answer(&mut self) -> usize {
+        let (packets, inside) = (self.answers.take(), &self.inside);
+        count(&packets, &mut self.lost, |packet| inside.send(packet))
+    }
+}
+
+/// How many could be sent; the others are `lost`.
+fn count(packets: &[Vec<u8>], lost: &mut usize, send: impl Fn(&[u8]) -> io::Result<()>) -> usize {
+    let sent = packets.iter().filter(|packet| send(packet).is_ok()).count();
+    *lost += packets.len() - sent;
+    sent
 }

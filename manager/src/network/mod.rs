@@ -36,6 +36,8 @@ mod testing;
 mod tests;
 #[cfg(test)]
 mod tests_gate;
+#[cfg(test)]
+mod tests_hold;
 mod trial;
 mod veth;
 
@@ -64,6 +66,7 @@ pub use self::{
 use self::{
     hold::{Hold, Links, Shut},
     netlink::Rtnl,
+    packet::PacketSocket,
     veth::Plan,
 };
 use crate::spec::{ContainerName, Mac};
@@ -242,8 +245,16 @@ impl Network {
     /// [`NetworkError::NotBuilt`] when the container has no network here.
     pub fn holding_gate(&self, container: &ContainerName, mac: Mac) -> Result<Gate, NetworkError> {
         let gate = self.gate(container)?;
-        let links = self.links_around(gate.host_index());
-        Ok(gate.holding(links.and_then(|links| Hold::prepare(links, mac, self.shut.clone()))))
+        let prepare = || {
+            let inside = netns::enter(&netns_path(container), || {
+                let link =
+                    Rtnl::open()?.link(veth::INSIDE)?.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))?;
+                PacketSocket::open(link.header.index, 0)
+            })?;
+            Hold::prepare(self.links_around(gate.host_index())?, mac, self.shut.clone(), inside)
+        };
+        let hold = prepare();
+        Ok(gate.holding(hold))
     }
 
     fn links_around(&self, host: u32) -> io::Result<Links> {
