@@ -87,11 +87,13 @@ async fn ask(node: &Node, peer: PeerView) -> (NodeStatus, Vec<ContainerStatus>) 
 
 /// Containers that are described but that no living node speaks for.
 async fn add_absent(node: &Node, reply: &mut StatusReply) {
-    let (apps, owners) = match tokio::try_join!(apps::all(&node.ctx.store), ownership::all(&node.ctx.store)) {
-        Ok(both) => both,
-        // The node's problems say that the store is away.
-        Err(_) => return,
-    };
+    let ctx = &node.ctx;
+    let (apps, owners) =
+        match tokio::try_join!(apps::all(&ctx.store, &ctx.apps), ownership::all(&ctx.store, &ctx.owners)) {
+            Ok(both) => both,
+            // The node's problems say that the store is away.
+            Err(_) => return,
+        };
     let known: BTreeMap<&str, ()> = reply.containers.iter().map(|c| (c.name.as_str(), ())).collect();
     let mut absent = Vec::new();
     for (name, app) in &apps {

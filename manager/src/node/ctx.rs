@@ -8,16 +8,20 @@ use crate::{
     config::NodeConfig,
     membership::Membership,
     network::Network,
+    ownership::Owner,
     runtime::Runc,
     snapshot::Versions,
     spec::ContainerName,
-    store::{Store, addresses::Pool},
+    store::{Newest, Store, addresses::Pool, apps::App},
     tls::Security,
 };
 
 pub struct Ctx {
     pub config: NodeConfig,
     pub store: Store,
+    /// What was read of `owners/` and of `apps/`.
+    pub owners: Newest<Owner>,
+    pub apps: Newest<App>,
     pub network: Network,
     pub runtime: Runc,
     pub dumper: Dumper,

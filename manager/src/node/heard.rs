@@ -43,7 +43,7 @@ impl Node {
         // It may suspect this one, too, and ask the store about it.
         self.ctx.lease.renew_now();
         // Without the store nothing is taken over either.
-        let (Ok(owners), Ok(apps)) = tokio::join!(self.look(), apps::all(&self.ctx.store)) else {
+        let (Ok(owners), Ok(apps)) = tokio::join!(self.look(), apps::all(&self.ctx.store, &self.ctx.apps)) else {
             return;
         };
         for (name, app) in apps {

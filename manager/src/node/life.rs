@@ -83,7 +83,7 @@ impl Node {
     pub(super) async fn look(&self) -> Result<Owners, StoreError> {
         let unheard = self.ctx.membership.peers().iter().any(|peer| peer.liveness != Liveness::Alive);
         let lives = async { if unheard { self.look_for_life().await } else { Ok(()) } };
-        let (owners, ()) = tokio::try_join!(ownership::all(&self.ctx.store), lives)?;
+        let (owners, ()) = tokio::try_join!(ownership::all(&self.ctx.store, &self.ctx.owners), lives)?;
         Ok(owners.into_iter().filter_map(|(name, owner)| Some((name, owner.ok()?))).collect())
     }
 

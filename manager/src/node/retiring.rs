@@ -24,7 +24,7 @@ use crate::{
     recovery::ProgressSender,
     spec::{ContainerName, NodeName},
     store::{
-        Store, StoreError, beats, parked,
+        Newest, Store, StoreError, beats, parked,
         retired::{self, Retired},
     },
 };
@@ -102,7 +102,7 @@ impl Node {
     /// No container is its own, or may still run there by the records.
     async fn has_nothing(&self, node: &NodeName) -> Result<(), ApiError> {
         let unavailable = |error: &(dyn std::error::Error + 'static)| ApiError::Unavailable(crate::chain(error));
-        let owners = ownership::all(&self.ctx.store).await.map_err(|error| unavailable(&error))?;
+        let owners = ownership::all(&self.ctx.store, &Newest::default()).await.map_err(|error| unavailable(&error))?;
         let mut its: Vec<ContainerName> = Vec::new();
         for (name, owner) in owners {
             // One that cannot be read may say that it is this node's.

@@ -40,7 +40,7 @@ use crate::{
     runtime::Runc,
     snapshot::Versions,
     spec::ContainerName,
-    store::{NodeRecord, Store, StoreError, addresses, beats::Heart, parked},
+    store::{Newest, NodeRecord, Store, StoreError, addresses, beats::Heart, parked},
 };
 
 /// A start or restore that an earlier manager began may go on for so long.
@@ -106,6 +106,8 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     let ctx = Arc::new(Ctx {
         config,
         store,
+        owners: Newest::default(),
+        apps: Newest::default(),
         network,
         runtime,
         dumper,

@@ -18,7 +18,7 @@ use crate::{
     membership::Liveness,
     recovery::blocking,
     store::{
-        Listed, Store, StoreError,
+        Listed, Newest, Store, StoreError,
         apps::{self, App},
         keys, record,
     },
@@ -116,7 +116,9 @@ async fn prune_here(
     let removed = {
         // While a container is being mounted is no time for this; and whoever begins later finds the layer or fetches it.
         let Ok(_quiet) = mounting.try_write() else { return Ok(Vec::new()) };
-        let Ok(apps) = tokio::time::timeout(PATIENCE, apps::all(store)).await else { return Ok(Vec::new()) };
+        let Ok(apps) = tokio::time::timeout(PATIENCE, apps::all(store, &Newest::default())).await else {
+            return Ok(Vec::new());
+        };
         let mut needed = HashSet::new();
         for app in apps?.into_values() {
             needed.extend(digests(&app.map_err(UnusedError::Unreadable)?));

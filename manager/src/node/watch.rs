@@ -144,7 +144,7 @@ async fn follow_store(node: Arc<Node>) {
 /// One look through the store: own containers that were taken over, containers of dead nodes, images needed one day.
 async fn scan(node: &Arc<Node>, seen: &mut Seen) -> Result<(), StoreError> {
     let owners = node.look().await?;
-    let apps = apps::all(&node.ctx.store).await?;
+    let apps = apps::all(&node.ctx.store, &node.ctx.apps).await?;
     let retired = node.look_for_retired().await?;
     node.forget_retired(&retired, &owners).await?;
     for (name, owner) in &owners {

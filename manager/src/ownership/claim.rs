@@ -10,7 +10,7 @@ use super::{History, Rest, rest};
 use crate::{
     spec::{ContainerName, Epoch, NodeName, SnapshotId},
     store::{
-        Store, StoreError, keys,
+        Newest, Store, StoreError, keys,
         record::{self, Created, Record},
     },
 };
@@ -339,23 +339,25 @@ pub async fn moves_since(
 /// The newest owner of every container that ever had one.
 ///
 /// An unreadable record is reported beside the others, so that one damaged object does not stop a node.
-pub async fn all(store: &Store) -> Result<BTreeMap<ContainerName, Result<Owner, OwnershipError>>, StoreError> {
+pub async fn all(
+    store: &Store,
+    known: &Newest<Owner>,
+) -> Result<BTreeMap<ContainerName, Result<Owner, OwnershipError>>, StoreError> {
     // Records of owners are never deleted: in a long time there are more than a listing may have.
-    let newest = store.fold(keys::OWNERS, BTreeMap::new(), |newest: &mut BTreeMap<ContainerName, Epoch>, key| {
+    let newest = store.fold(keys::OWNERS, BTreeMap::new(), |newest: &mut BTreeMap<ContainerName, u64>, key| {
         let Some((name, file)) = key.strip_prefix(keys::OWNERS).and_then(|key| key.split_once('/')) else { return };
         if let (Ok(container), Some(epoch)) = (name.parse(), keys::number(file)) {
-            let known = newest.entry(container).or_insert(Epoch(epoch));
-            *known = (*known).max(Epoch(epoch));
+            let known = newest.entry(container).or_insert(epoch);
+            *known = (*known).max(epoch);
         }
     });
-    let newest = newest.await?;
-    let reads = newest.into_iter().map(|(container, epoch)| async move {
-        match owner(store, &container, epoch).await {
+    let read = |container: ContainerName, epoch| async move {
+        match owner(store, &container, Epoch(epoch)).await {
             Err(OwnershipError::Store { source, .. }) if source.is_away() => Err(*source),
-            other => Ok((container, other)),
+            other => Ok(other),
         }
-    });
-    futures_util::stream::iter(reads).buffer_unordered(16).try_collect().await
+    };
+    known.of(newest.await?, read).await
 }
 
 /// The snapshots with a manifest, whether they count or not; in order.

@@ -3,7 +3,7 @@ use std::{collections::BTreeSet, fs, sync::Arc, time::Duration};
 use super::*;
 use crate::{
     spec::{ContainerName, Epoch, SnapshotId},
-    store::{Store, StoreOptions, keys},
+    store::{Newest, Store, StoreOptions, keys},
 };
 
 fn container() -> ContainerName {
@@ -106,7 +106,7 @@ async fn a_late_snapshot_of_the_deposed_owner_never_counts() {
     assert!(deposed.to_string().contains("n3"));
     assert!(check_epoch(&store, &container(), Epoch(1)).await.is_err());
     check_epoch(&store, &container(), Epoch(3)).await.unwrap();
-    let all = all(&store).await.unwrap();
+    let all = all(&store, &Newest::default()).await.unwrap();
     assert_eq!(all[&container()].as_ref().unwrap(), &third);
 }
 
@@ -155,7 +155,7 @@ async fn a_damaged_record_is_named_and_stops_only_its_container() {
     assert!(!error.is_retryable());
     let source = std::error::Error::source(&error).unwrap().to_string();
     assert!(source.contains(&key) && source.contains("damaged"), "{source}");
-    let all = all(&store).await.unwrap();
+    let all = all(&store, &Newest::default()).await.unwrap();
     assert!(all[&container()].is_err() && all[&other].is_ok());
     // A record under another's name.
     fs::copy(dir.path().join(keys::owner(&other, Epoch(1))), dir.path().join(keys::owner(&other, Epoch(2)))).unwrap();
@@ -271,7 +271,7 @@ async fn a_removed_container_of_which_the_predecessor_rested_is_used_again() {
     release(&store, &container(), first.epoch, &claimant("n1")).await.unwrap();
     let next = won(&store, 2, "n2").await;
     assert_eq!(take_over(&store, &container(), &next).await.unwrap(), Taken { base: None, rest: None });
-    assert_eq!(all(&store).await.unwrap()[&container()].as_ref().unwrap(), &next);
+    assert_eq!(all(&store, &Newest::default()).await.unwrap()[&container()].as_ref().unwrap(), &next);
 }
 
 #[tokio::test]
@@ -286,7 +286,7 @@ async fn a_number_that_was_begun_with_is_not_used_again_and_the_newest_owner_is_
         };
         expected = Some(owner.epoch);
     }
-    let newest = all(&store).await.unwrap().remove(&container()).unwrap().unwrap();
+    let newest = all(&store, &Newest::default()).await.unwrap().remove(&container()).unwrap().unwrap();
     assert_eq!((newest.epoch, newest.node.as_str()), (Epoch(12), "n12"));
     assert_eq!(next_seq(&store, &container(), Epoch(12)).await.unwrap(), 1);
     // Half an upload: no manifest.

@@ -4,11 +4,10 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, SubsecRound, Utc};
-use futures_util::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Store, StoreError, keys,
+    Newest, Store, StoreError, keys,
     record::{self, Created, Record},
 };
 use crate::spec::{ContainerName, ContainerSpec, ImageRecord};
@@ -76,7 +75,10 @@ pub async fn newest(store: &Store, container: &ContainerName) -> Result<Option<A
 /// The newest generation of every container that has one, removals included.
 ///
 /// An unreadable one is reported beside the others, so that one damaged object does not stop a node.
-pub async fn all(store: &Store) -> Result<BTreeMap<ContainerName, Result<App, StoreError>>, StoreError> {
+pub async fn all(
+    store: &Store,
+    known: &Newest<App>,
+) -> Result<BTreeMap<ContainerName, Result<App, StoreError>>, StoreError> {
     let mut newest = BTreeMap::new();
     for object in store.list(keys::APPS).await? {
         let Some((name, generation)) = object.key.strip_prefix(keys::APPS).and_then(|k| k.split_once('/')) else {
@@ -86,11 +88,11 @@ pub async fn all(store: &Store) -> Result<BTreeMap<ContainerName, Result<App, St
             newest.insert(container, generation);
         }
     }
-    let reads = newest.into_iter().map(|(container, generation)| async move {
+    let read = |container: ContainerName, generation| async move {
         match record::read(store, &keys::app(&container, generation)).await {
             Err(e) if e.is_away() => Err(e),
-            other => Ok((container, other)),
+            other => Ok(other),
         }
-    });
-    futures_util::stream::iter(reads).buffer_unordered(16).try_collect().await
+    };
+    known.of(newest, read).await
 }

@@ -21,6 +21,7 @@ mod error;
 pub mod keys;
 mod local;
 pub mod logs;
+mod newest;
 mod open;
 pub mod parked;
 pub mod record;
@@ -41,6 +42,7 @@ use tokio::sync::Semaphore;
 
 pub use cluster::{ClusterInfo, Expected, NodeRecord};
 pub use error::StoreError;
+pub use newest::Newest;
 pub use open::StoreOptions;
 pub use transfer::Received;
 

@@ -447,7 +447,7 @@ async fn the_newest_generation_wins_and_racing_applies_do_not_overwrite() {
     apps::put(&store, &container("web"), 0, Some(content("web"))).await.unwrap();
     fs::create_dir_all(dir.path().join("apps/broken")).unwrap();
     fs::write(dir.path().join("apps/broken").join(format!("{:020}", 1)), b"{").unwrap();
-    let all = apps::all(&store).await.unwrap();
+    let all = apps::all(&store, &Newest::default()).await.unwrap();
     assert_eq!(all[&name].as_ref().unwrap().content, None);
     assert!(all[&container("web")].is_ok() && all[&container("broken")].is_err());
     assert_eq!(apps::newest(&store, &container("none")).await.unwrap(), None);
