@@ -172,6 +172,11 @@ impl Membership {
         let _ = tokio::time::timeout(self.patience, told).await;
     }
 
+    /// Until a call to a peer ends, answered or failed: what [`Membership::peers`] says may have changed.
+    pub async fn settled(&self) {
+        self.shared.settled.notified().await;
+    }
+
     /// To be called from the implementation of `ha.peer.v1.Peer`.
     pub fn service(&self) -> MembershipService {
         MembershipService { shared: self.shared.clone() }

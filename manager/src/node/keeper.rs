@@ -6,8 +6,9 @@
 //!   watchdog: has fired ──┘                        └──► may_run: launches, checkpoints and pings wait for it
 //! ```
 //!
-//! One task looks at the answers ten times within `short` and renews in the store when one is missing. It is the watchdog that
-//! freezes; this task only has it let go, after a renewal in which every copy on this node has been found to be the newest.
+//! One task looks at the answers as they come, and at least four times within `short`, and renews in the store when one is
+//! missing. It is the watchdog that freezes; this task only has it let go, after a renewal in which every copy on this node has
+//! been found to be the newest.
 
 use std::{
     sync::{
@@ -42,6 +43,7 @@ const REPORT: Duration = Duration::from_secs(1);
 pub struct Keeper {
     lease: Mutex<Lease>,
     guard: Guard,
+    /// Between two looks at most.
     tick: Duration,
     /// This node's marks as a parked one that may be in the store.
     marks: Mutex<Vec<String>>,
@@ -76,7 +78,7 @@ impl Keeper {
         Self {
             lease: Mutex::new(lease),
             guard,
-            tick: terms.short / 10,
+            tick: terms.short / 4,
             marks: Mutex::new(marks),
             renewing: tokio::sync::Mutex::default(),
             releases: AtomicU64::new(0),
@@ -370,7 +372,7 @@ pub(super) async fn keep(node: Arc<Node>) {
         let first = Arc::clone(&node);
         let first = tokio::spawn(async move { first.renew_lease().await });
         // Not for long: what runs here without a proof is frozen below.
-        let _ = tokio::time::timeout(keeper.tick * 10, first).await;
+        let _ = tokio::time::timeout(keeper.tick * 4, first).await;
     }
     loop {
         let now = Instant::now();
@@ -404,6 +406,8 @@ pub(super) async fn keep(node: Arc<Node>) {
             }
         };
         tokio::select! {
+            // With many peers not at each of their answers.
+            () = answers(&node.ctx.membership, now + keeper.tick / 5) => {}
             () = tokio::time::sleep(keeper.tick) => {}
             () = keeper.kick.notified() => due = Instant::now(),
             changed = fired.changed() => {
@@ -425,6 +429,16 @@ pub(super) async fn keep(node: Arc<Node>) {
                 renewal = None;
                 due = next;
             }
+        }
+    }
+}
+
+/// Until a call to a peer ends, from `earliest` on.
+async fn answers(membership: &Membership, earliest: Instant) {
+    loop {
+        membership.settled().await;
+        if Instant::now() >= earliest {
+            return;
         }
     }
 }
