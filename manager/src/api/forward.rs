@@ -20,8 +20,8 @@ pub type Client = ControlClient<Channel>;
 
 /// A peer's past events are waited for this long before what the others know is shown without them.
 const PAST: Duration = Duration::from_secs(2);
-/// How often a follower looks for peers that have come.
-const SEEK_EVERY: Duration = Duration::from_millis(300);
+/// A peer whose events ended is followed again after this long.
+const AGAIN: Duration = Duration::from_millis(300);
 /// A node's events that a follower remembers: more than a node keeps.
 const SHOWN: usize = 8192;
 
@@ -130,16 +130,17 @@ impl Shown {
     }
 }
 
-/// Passes on what peers see, those too that come or come back later. Returns when the reader is gone.
+/// Passes on what peers see, those too that come or come back later. Returns when the membership ends.
 async fn follow_peers(
     node: &Node,
     request: &EventsRequest,
     mut shown: HashMap<NodeName, Shown>,
     sender: &mpsc::Sender<Result<Event, Status>>,
 ) {
+    let mut changes = node.ctx.membership.subscribe();
     let mut followed: JoinSet<(NodeName, Shown)> = JoinSet::new();
     let mut busy: HashSet<NodeName> = HashSet::new();
-    while !sender.is_closed() {
+    loop {
         for peer in node.living_peers() {
             if busy.insert(peer.name.clone()) {
                 let shown = shown.remove(&peer.name).unwrap_or_default();
@@ -147,11 +148,15 @@ async fn follow_peers(
                 followed.spawn(follow_peer(node.ctx.security.clone(), peer, ask, shown, sender.clone()));
             }
         }
-        tokio::time::sleep(SEEK_EVERY).await;
-        while let Some(ended) = followed.try_join_next() {
-            if let Ok((name, had)) = ended {
-                busy.remove(&name);
-                shown.insert(name, had);
+        tokio::select! {
+            change = changes.recv() => if let Err(RecvError::Closed) = change { return },
+            Some(ended) = followed.join_next() => {
+                if let Ok((name, had)) = ended {
+                    busy.remove(&name);
+                    shown.insert(name, had);
+                }
+                // It may be alive, and refuse.
+                tokio::time::sleep(AGAIN).await;
             }
         }
     }
