@@ -154,7 +154,8 @@ impl Hold {
         if self.state == State::Capturing {
             self.mute();
             self.read(Keep::Nothing);
-            (self.kept.take(), self.answers.take());
+            self.kept.take();
+            self.answers.take();
         }
     }
 
