@@ -6,9 +6,8 @@
 //!   watchdog: has fired ──┘                        └──► may_run: launches, checkpoints and pings wait for it
 //! ```
 //!
-//! One task looks at the answers as they come, and at least four times within `short`, and renews in the store when one is
-//! missing. It is the watchdog that freezes; this task only has it let go, after a renewal in which every copy on this node has
-//! been found to be the newest.
+//! One task looks at the answers as they come, and renews in the store as soon as one is missing. It is the watchdog that
+//! freezes; this task only has it let go, after a renewal in which every copy on this node has been found to be the newest.
 
 use std::{
     sync::{
@@ -250,6 +249,13 @@ impl Keeper {
         self.guard.state().borrow().fired || self.lease().wants_renewal(Instant::now())
     }
 
+    /// When to look again, whatever comes: `due` is when a renewal may begin.
+    fn next_look(&self, now: Instant, due: Instant) -> Instant {
+        let missing = self.lease().will_want_renewal(now);
+        let due = Some(due).filter(|due| *due > now);
+        [missing, due].into_iter().flatten().fold(now + self.tick, Instant::min)
+    }
+
     fn lease(&self) -> MutexGuard<'_, Lease> {
         // Its fields are valid by themselves whatever panicked in between.
         self.lease.lock().unwrap_or_else(PoisonError::into_inner)
@@ -407,8 +413,8 @@ pub(super) async fn keep(node: Arc<Node>) {
         };
         tokio::select! {
             // With many peers not at each of their answers.
-            () = answers(&node.ctx.membership, now + keeper.tick / 5) => {}
-            () = tokio::time::sleep(keeper.tick) => {}
+            () = answers(&node.ctx.membership, now + keeper.tick / 2) => {}
+            () = tokio::time::sleep_until(keeper.next_look(now, due).into()) => {}
             () = keeper.kick.notified() => due = Instant::now(),
             changed = fired.changed() => {
                 let now = changed.is_ok() && fired.borrow_and_update().fired;

@@ -178,6 +178,15 @@ impl Lease {
         self.lapsed || self.parked || self.known.values().any(|sent| !self.is_fresh(*sent, now))
     }
 
+    /// When it will want one, unless an answer comes before: the oldest answer is then one that is missing. `None`: it does already,
+    /// or never will.
+    pub fn will_want_renewal(&self, now: Instant) -> Option<Instant> {
+        if self.wants_renewal(now) {
+            return None;
+        }
+        self.known.values().flatten().min().map(|oldest| *oldest + self.terms.fresh())
+    }
+
     pub fn end(&mut self, now: Instant) -> End {
         self.notice(now);
         if self.lapsed {
@@ -296,8 +305,11 @@ mod tests {
         }
         assert!(!lease.wants_renewal(ms(start, 200)) && lease.rest_on_answers(ms(start, 200)));
         assert_eq!(lease.end(ms(start, 200)), End::At(ms(start, 1000)));
-        assert!(lease.wants_renewal(ms(start, 434)));
-        assert!(!lease.rest_on_answers(ms(start, 434)));
+        lease.answered(&node("n3"), ms(start, 200), ms(start, 210));
+        let missing = lease.will_want_renewal(ms(start, 210)).unwrap();
+        assert!(!lease.wants_renewal(missing - Duration::from_nanos(1)) && lease.wants_renewal(missing));
+        assert_eq!(missing, ms(start, 100) + TERMS.short / 3, "n2 has answered longest ago");
+        assert!(!lease.rest_on_answers(missing) && lease.will_want_renewal(missing).is_none());
     }
 
     #[test]
