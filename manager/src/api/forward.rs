@@ -130,7 +130,7 @@ impl Shown {
     }
 }
 
-/// Passes on what peers see, those too that come or come back later. Returns when the membership ends.
+/// Passes on what peers see, those too that come or come back later, until it is dropped.
 async fn follow_peers(
     node: &Node,
     request: &EventsRequest,
@@ -148,16 +148,20 @@ async fn follow_peers(
                 followed.spawn(follow_peer(node.ctx.security.clone(), peer, ask, shown, sender.clone()));
             }
         }
-        tokio::select! {
-            change = changes.recv() => if let Err(RecvError::Closed) = change { return },
-            Some(ended) = followed.join_next() => {
-                if let Ok((name, had)) = ended {
-                    busy.remove(&name);
-                    shown.insert(name, had);
-                }
-                // It may be alive, and refuse.
-                tokio::time::sleep(AGAIN).await;
-            }
+        let ended = tokio::select! {
+            change = changes.recv() => match change {
+                Err(RecvError::Closed) => return,
+                _ => None,
+            },
+            ended = followed.join_next(), if !followed.is_empty() => ended,
+        };
+        if ended.is_some() {
+            // It may be alive, and refuse.
+            tokio::time::sleep(AGAIN).await;
+        }
+        for (name, had) in ended.into_iter().chain(std::iter::from_fn(|| followed.try_join_next())).flatten() {
+            busy.remove(&name);
+            shown.insert(name, had);
         }
     }
 }

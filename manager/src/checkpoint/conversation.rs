@@ -131,8 +131,8 @@ impl<'g> Conversation<'g> {
                     swrk.acknowledge(self.capture.is_ok())?;
                 }
                 "network-unlock" => {
-                    // Before the answer: a process that runs may answer at once what it got before the freeze, and what it
-                    // sends into a closed gate is sent again only after TCP's 200 ms.
+                    // Before the answer: a process that runs may answer at once what it got before the freeze, and data that
+                    // it sends into a closed gate is sent again only after TCP's 200 ms.
                     if !self.stay_closed {
                         self.open_gate();
                     }

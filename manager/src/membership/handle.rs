@@ -172,9 +172,15 @@ impl Membership {
         let _ = tokio::time::timeout(self.patience, told).await;
     }
 
-    /// Until a call to a peer ends, answered or failed: what [`Membership::peers`] says may have changed.
+    /// Until the calls to peers that are under way, or come, have ended, answered or failed: what [`Membership::peers`] says may
+    /// have changed.
     pub async fn settled(&self) {
-        self.shared.settled.notified().await;
+        loop {
+            self.shared.settled.notified().await;
+            if self.shared.with(Core::calls_pending) == 0 {
+                return;
+            }
+        }
     }
 
     /// To be called from the implementation of `ha.peer.v1.Peer`.

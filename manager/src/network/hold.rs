@@ -11,9 +11,9 @@
 //! the container's own link, past the bridge, when the port is open.
 //!
 //! A frame that got in directly before the port closed is answered directly after it: a SYN by a SYN-ACK, a question for the
-//! address by its answer. Both would be sent again only a second later. Such answers are sent again out of the link's other
-//! end, inside the container, and so go the way that they were to go. What was answered between the beginning of capture and
-//! the closing goes out twice, which answers of a kernel may; a program, which might mind, is frozen.
+//! address by its answer, and either is sent again only a second later. These answers, and nothing else that the container sends,
+//! are sent once more out of the link's other end, inside the container, and so go the way that they were to go. One that gets out
+//! by itself in the microseconds around closing and opening goes out twice, which neither protocol minds.
 
 use std::{
     collections::HashSet,
@@ -32,7 +32,7 @@ use crate::spec::Mac;
 const ROOM: usize = 32 << 20;
 /// The largest frame that a link hands over at once (64 KiB before it is cut into segments), and its headers.
 const PACKET: usize = OFFLOAD_HEADER + 14 + (64 << 10);
-/// What is kept of answers: a few hundred bytes are the rule.
+/// What is kept of answers: under a hundred bytes each.
 const ANSWERS: usize = 1 << 20;
 /// Frames read in one go: an end to it also when they come faster than they are read.
 const READS: usize = 1 << 16;
@@ -72,8 +72,8 @@ pub(super) struct Hold {
     filter: Vec<Instruction>,
     state: State,
     kept: Kept,
-    /// Into the container's link at its inner end.
-    inside: PacketSocket,
+    /// Into the container's link at its inner end; without it answers are lost.
+    inside: Option<PacketSocket>,
     answers: Kept,
     buffer: Vec<u8>,
     lost: usize,
@@ -98,9 +98,8 @@ enum State {
 
 impl Hold {
     /// Makes everything that takes time: nothing is captured yet. `inside` is bound to the inner end of the container's link, for
-    /// sending alone.
-    pub(super) fn prepare(links: Links, mac: Mac, shut: Shut, inside: PacketSocket) -> io::Result<Self> {
-        inside.with_offload_header()?;
+    /// sending alone, [`PacketSocket::with_offload_header`].
+    pub(super) fn prepare(links: Links, mac: Mac, shut: Shut, inside: Option<PacketSocket>) -> io::Result<Self> {
         let socket = PacketSocket::open(0, 0)?;
         socket.with_offload_header()?;
         let filter = filter::of_container(links.host, links.bridge, mac);
@@ -136,7 +135,7 @@ impl Hold {
             return (0, 0);
         }
         let gathered = self.kept.take();
-        // What came while it opened. Later nothing of the container's: what is handed over is answered, and that gets out by itself.
+        // What came while it opened. Later no answers: those to what is handed over get out by themselves.
         self.read(Keep::Both);
         let mut delivered = self.answer() + self.send(&gathered);
         self.read(Keep::Arrivals);
@@ -209,7 +208,8 @@ impl Hold {
     }
 
     fn answer(&mut self) -> usize {
-        let (packets, inside) = (self.answers.take(), &self.inside);
+        let packets = self.answers.take();
+        let Some(inside) = &self.inside else { return 0 };
         count(&packets, &mut self.lost, |packet| inside.send(packet))
     }
 }

@@ -245,16 +245,17 @@ impl Network {
     /// [`NetworkError::NotBuilt`] when the container has no network here.
     pub fn holding_gate(&self, container: &ContainerName, mac: Mac) -> Result<Gate, NetworkError> {
         let gate = self.gate(container)?;
-        let prepare = || {
-            let inside = netns::enter(&netns_path(container), || {
-                let link =
-                    Rtnl::open()?.link(veth::INSIDE)?.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))?;
-                PacketSocket::open(link.header.index, 0)
-            })?;
-            Hold::prepare(self.links_around(gate.host_index())?, mac, self.shut.clone(), inside)
-        };
-        let hold = prepare();
-        Ok(gate.holding(hold))
+        let links = self.links_around(gate.host_index());
+        let inside = netns::enter(&netns_path(container), || {
+            let link = Rtnl::open()?.link(veth::INSIDE)?.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))?;
+            let socket = PacketSocket::open(link.header.index, 0)?;
+            socket.with_offload_header()?;
+            Ok(socket)
+        });
+        if let Err(error) = &inside {
+            tracing::debug!(%container, %error, "a connection that begins while its gate closes will wait for TCP");
+        }
+        Ok(gate.holding(links.and_then(|links| Hold::prepare(links, mac, self.shut.clone(), inside.ok()))))
     }
 
     fn links_around(&self, host: u32) -> io::Result<Links> {

@@ -68,8 +68,7 @@ pub fn try_gate() -> Result<(), GateTrouble> {
     let listen = |index| PacketSocket::open(index, packet::ALL).map_err(GateTrouble::Capture);
     let (outside, port, inside) = (listen(links.outside)?, listen(links.port)?, listen(links.inside)?);
     let around = Links { host: links.host, bridge: links.bridge, ports: HashSet::from([links.host, links.port]) };
-    let hold = PacketSocket::open(links.inside, 0).and_then(|inside| Hold::prepare(around, MAC, shut.clone(), inside));
-    let mut gate = gate.holding(Ok(hold.map_err(GateTrouble::Capture)?));
+    let mut gate = gate.holding(Ok(Hold::prepare(around, MAC, shut.clone(), None).map_err(GateTrouble::Capture)?));
     gate.close().map_err(GateTrouble::Port)?;
     outside.send(FRAME).map_err(GateTrouble::Capture)?;
     if !hears(&port, PATIENCE)? {

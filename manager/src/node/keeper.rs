@@ -412,8 +412,8 @@ pub(super) async fn keep(node: Arc<Node>) {
             }
         };
         tokio::select! {
-            // With many peers not at each of their answers.
-            () = answers(&node.ctx.membership, now + keeper.tick / 2) => {}
+            // All the answers of a round at once.
+            () = node.ctx.membership.settled() => {}
             () = tokio::time::sleep_until(keeper.next_look(now, due).into()) => {}
             () = keeper.kick.notified() => due = Instant::now(),
             changed = fired.changed() => {
@@ -435,16 +435,6 @@ pub(super) async fn keep(node: Arc<Node>) {
                 renewal = None;
                 due = next;
             }
-        }
-    }
-}
-
-/// Until a call to a peer ends, from `earliest` on.
-async fn answers(membership: &Membership, earliest: Instant) {
-    loop {
-        membership.settled().await;
-        if Instant::now() >= earliest {
-            return;
         }
     }
 }

@@ -265,13 +265,18 @@ async fn a_rest_that_a_deposed_owner_writes_down_does_not_count_once_the_contain
 async fn a_removed_container_of_which_the_predecessor_rested_is_used_again() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(&dir).await;
+    let known = Newest::default();
+    let newest = async || all(&store, &known).await.unwrap().remove(&container()).unwrap().unwrap();
     let first = won(&store, 0, "n1").await;
+    assert_eq!(newest().await, first);
     take_over(&store, &container(), &first).await.unwrap();
     rest(&store, &container(), &first, &ended(&first)).await.unwrap();
+    assert_eq!(newest().await, first);
     release(&store, &container(), first.epoch, &claimant("n1")).await.unwrap();
+    assert!(newest().await.released);
     let next = won(&store, 2, "n2").await;
     assert_eq!(take_over(&store, &container(), &next).await.unwrap(), Taken { base: None, rest: None });
-    assert_eq!(all(&store, &Newest::default()).await.unwrap()[&container()].as_ref().unwrap(), &next);
+    assert_eq!(newest().await, next);
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! The newest record of each container, read once. A record never changes and stays, so what a listing names by the number that
-//! was read before needs no reading again: a node looks at all of them every two seconds, those of removed containers too.
+//! was read before needs no reading again: a node looks at all of them every two seconds, those of removed containers too. Who wipes
+//! a store, or edits it, starts the managers anew.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -110,7 +111,6 @@ mod tests {
         let (found, reads) = look(&newest, &[("a", 2)], "").await;
         assert_eq!((found.into_values().collect::<Vec<_>>(), reads), (vec![Ok(20)], 1));
         assert_eq!(look(&newest, &[("a", 2), ("b", 1)], "").await.1, 1);
-        // Another store in its place may count from the beginning.
         assert_eq!(look(&newest, &[("a", 1)], "").await.0.into_values().collect::<Vec<_>>(), [Ok(10)]);
     }
 
