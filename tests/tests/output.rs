@@ -231,12 +231,13 @@ fn exit_codes_are_as_the_help_says() {
     for code in 0..=5 {
         assert!(help.contains(&format!("\n  {code}  ")), "{help}");
     }
-    for command in ["checkpoint", "snapshots", "logs", "rm", "restore"] {
+    for command in ["checkpoint", "snapshots", "logs", "events", "rm", "restore"] {
         let err = refused(member, &[command, "nobody"], 4);
         assert!(err.contains("nobody"), "{err}");
     }
     refused(member, &["move", "nobody", "--to", "n1"], 4);
     refused(member, &["checkpoint", "Not a name"], 5);
+    refused(member, &["events", "Not a name"], 5);
     refused(member, &["frobnicate"], 2);
     refused(member, &["man", "frobnicate"], 2);
     refused(member, &["apply", "-f", "/nowhere.yaml"], 1);

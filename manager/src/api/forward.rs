@@ -14,7 +14,13 @@ use tokio::{
 use tonic::{Status, transport::Channel};
 
 use super::ApiError;
-use crate::{membership::PeerView, node::Node, spec::NodeName, tls::Security};
+use crate::{
+    membership::PeerView,
+    node::Node,
+    spec::{ContainerName, NodeName},
+    store::apps,
+    tls::Security,
+};
 
 pub type Client = ControlClient<Channel>;
 
@@ -48,6 +54,13 @@ pub async fn events(node: Arc<Node>, request: EventsRequest, sender: mpsc::Sende
         }
     }
     past.retain(|event| wanted(event));
+    if past.is_empty()
+        && !(request.name.is_empty() || request.follow || request.local)
+        && let Err(error) = named(&node, &request.name).await
+    {
+        let _ = sender.send(Err(error.into())).await;
+        return;
+    }
     past.sort_by(|a, b| a.at.cmp(&b.at));
     for event in past {
         if sender.send(Ok(event)).await.is_err() {
@@ -83,6 +96,15 @@ pub async fn events(node: Arc<Node>, request: EventsRequest, sender: mpsc::Sende
                 Err(RecvError::Closed) => return,
             },
         }
+    }
+}
+
+/// Refuses the name of a container that has never been, as far as the store can be asked.
+async fn named(node: &Node, name: &str) -> Result<(), ApiError> {
+    let name: ContainerName = name.parse()?;
+    match apps::newest(&node.ctx.store, &name).await {
+        Ok(None) => Err(ApiError::NotFound(format!("there is no container {name}; `ha-manager status` lists them"))),
+        _ => Ok(()),
     }
 }
 

@@ -21,7 +21,8 @@ pub enum CliError {
     #[error("{}", .0.message())]
     Refused(Status),
     #[error(
-        "the connection to the manager was lost: {0}. Containers go on; see `ha-manager events` once it runs again"
+        "the connection to the manager was lost: {0}. When it was stopped its containers go on; when it died they are frozen at \
+         the end of its lease, and a peer takes them over, unless it is back by then; see `ha-manager events`"
     )]
     Lost(String),
     #[error("{0}")]

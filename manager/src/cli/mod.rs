@@ -141,9 +141,7 @@ async fn status(socket: &Path, args: args::Status) -> Result<(), CliError> {
             // The channel connects anew with the next call.
             Err(CliError::Lost(why)) if args.watch => {
                 if !lost {
-                    eprintln!(
-                        "ha-manager: the manager is away ({why}); containers go on, and so does this when it is back"
-                    );
+                    eprintln!("ha-manager: the manager is away ({why}); this goes on when it is back");
                 }
                 lost = true;
                 tokio::time::sleep(Duration::from_secs(1)).await;

@@ -61,7 +61,10 @@ enum Cmd {
     /// Each has processes, mounts, /run and control groups of its own, a link `uplink` with the address 10.77.0.NUMBER/16 on
     /// one switch, and an empty disk, nodes/nNUMBER beside the store; the rest of the file system is this machine's. The store
     /// is an empty directory that all share. No manager runs in them and nothing is configured: start one in each, with a
-    /// configuration of your own.
+    /// configuration of your own. Programs begin in /: name them by their whole path.
+    ///
+    /// A node's power is cut by two commands, in this order: `ip link set uplink down` in the node, and SIGKILL to the process
+    /// whose number is printed. Without the first the dying programs say goodbye to their peers. It does not boot again.
     Nodes { count: u8 },
     /// Print what a program could leave behind here, as JSON.
     Census,
