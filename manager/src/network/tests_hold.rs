@@ -369,16 +369,19 @@ fn a_stream_of_datagrams_through_a_gate_that_closes_and_opens_arrives_whole_and_
 }
 
 #[test]
-fn what_a_program_sends_through_a_gate_that_closes_and_opens_goes_out_once_and_never_late() {
-    let test = "what_a_program_sends_through_a_gate_that_closes_and_opens_goes_out_once_and_never_late";
+fn what_a_program_sends_into_a_closed_gate_is_not_kept_and_nothing_of_it_goes_out_twice() {
+    let test = "what_a_program_sends_into_a_closed_gate_is_not_kept_and_nothing_of_it_goes_out_twice";
     let Some(node) = isolated(test) else { return };
     let network = node.network(None, None);
     let (server, client) = (attached(&network, "server", 2), attached(&network, "client", 3));
     let mut gate = holding(&network, &server);
-    let (sent, arrived) = stream(&datagrams(&server, 0), &client, &mut gate);
-    assert!(arrived.len() < sent as usize, "a closed gate let everything out");
-    let late = arrived.windows(2).find(|pair| pair[0] >= pair[1]);
-    assert_eq!(late, None, "of {sent}");
+    let (sent, mut arrived) = stream(&datagrams(&server, 0), &client, &mut gate);
+    let count = arrived.len();
+    arrived.sort_unstable();
+    arrived.dedup();
+    assert_eq!(count, arrived.len(), "something went out twice");
+    // Some ten are sent each time that it is closed.
+    assert!(sent as usize - count > 300, "{count} of {sent} went out");
     drop(gate);
     network.sweep_all();
 }
