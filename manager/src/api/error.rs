@@ -2,7 +2,7 @@
 
 use tonic::Status;
 
-use crate::spec::NameError;
+use crate::spec::{ContainerName, NameError};
 
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
@@ -23,6 +23,10 @@ pub enum ApiError {
 }
 
 impl ApiError {
+    pub fn no_container(name: &ContainerName) -> Self {
+        ApiError::NotFound(format!("there is no container {name}; `ha-manager status` lists them"))
+    }
+
     /// An error with all its causes, as one sentence.
     pub fn failed(error: &(dyn std::error::Error + 'static)) -> Self {
         ApiError::Failed(crate::chain(error))

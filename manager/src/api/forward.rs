@@ -103,7 +103,7 @@ pub async fn events(node: Arc<Node>, request: EventsRequest, sender: mpsc::Sende
 async fn named(node: &Node, name: &str) -> Result<(), ApiError> {
     let name: ContainerName = name.parse()?;
     match apps::newest(&node.ctx.store, &name).await {
-        Ok(None) => Err(ApiError::NotFound(format!("there is no container {name}; `ha-manager status` lists them"))),
+        Ok(None) => Err(ApiError::no_container(&name)),
         _ => Ok(()),
     }
 }

@@ -91,7 +91,7 @@ async fn described(node: &Node, name: &ContainerName) -> Result<(), ApiError> {
     let app = apps::newest(&node.ctx.store, name).await.map_err(|error| ApiError::Unavailable(crate::chain(&error)))?;
     match app.and_then(|app| app.content) {
         Some(_) => Ok(()),
-        None => Err(ApiError::NotFound(format!("there is no container {name}; `ha-manager status` lists them"))),
+        None => Err(ApiError::no_container(name)),
     }
 }
 

@@ -194,7 +194,7 @@ pub async fn snapshots(node: &Node, name: &ContainerName) -> Result<Vec<Snapshot
     let unavailable = |error: &(dyn std::error::Error + 'static)| ApiError::Unavailable(crate::chain(error));
     let app = apps::newest(store, name).await.map_err(|error| unavailable(&error))?;
     if app.is_none_or(|app| app.content.is_none()) {
-        return Err(ApiError::NotFound(format!("there is no container {name}; `ha-manager status` lists them")));
+        return Err(ApiError::no_container(name));
     }
     let manifests = snapshot::list_valid(store, name).await.map_err(|error| unavailable(&error))?;
     Ok(manifests.iter().map(info).collect())

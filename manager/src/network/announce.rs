@@ -10,7 +10,7 @@ use super::{
     netlink::Rtnl,
     netns,
     packet::PacketSocket,
-    veth::{ATTACHED, INSIDE, SETTLED, arp_retry},
+    veth::{ATTACHED, SETTLED, arp_retry, inner_end},
 };
 use crate::spec::Mac;
 
@@ -23,9 +23,7 @@ const REPEATS: [Duration; 4] =
 pub(super) fn start(namespace: &Path, ip: Ipv4Addr, mac: Mac) -> io::Result<()> {
     let (socket, mut rtnl, index) = netns::enter(namespace, || {
         let mut rtnl = Rtnl::open()?;
-        let link = rtnl.link(INSIDE)?.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))?;
-        let index = link.header.index;
-        let socket = PacketSocket::open(index, 0)?;
+        let (socket, index) = inner_end(&mut rtnl)?;
         rtnl.request(arp_retry(index, &ATTACHED), 0)?;
         Ok((socket, rtnl, index))
     })?;

@@ -129,7 +129,8 @@ impl Hold {
         }
     }
 
-    /// After the port has opened: the answers get out, and everything held goes to the container. How many frames that were, and how many were lost.
+    /// After the port has opened: the answers get out, and everything held goes to the container. How many frames that were, and
+    /// how many were lost.
     pub(super) fn deliver(&mut self) -> (usize, usize) {
         if self.state != State::Capturing {
             return (0, 0);

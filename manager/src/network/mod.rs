@@ -66,7 +66,6 @@ pub use self::{
 use self::{
     hold::{Hold, Links, Shut},
     netlink::Rtnl,
-    packet::PacketSocket,
     veth::Plan,
 };
 use crate::spec::{ContainerName, Mac};
@@ -247,8 +246,7 @@ impl Network {
         let gate = self.gate(container)?;
         let links = self.links_around(gate.host_index());
         let inside = netns::enter(&netns_path(container), || {
-            let link = Rtnl::open()?.link(veth::INSIDE)?.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))?;
-            let socket = PacketSocket::open(link.header.index, 0)?;
+            let (socket, _) = veth::inner_end(&mut Rtnl::open()?)?;
             socket.with_offload_header()?;
             Ok(socket)
         });

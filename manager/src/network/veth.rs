@@ -18,10 +18,18 @@ use super::{
     bridge::{address_message, link_message},
     netlink::Rtnl,
     netns,
+    packet::PacketSocket,
 };
 
 /// The container's end.
 pub(super) const INSIDE: &str = "eth0";
+
+/// Within the container's namespace: a socket on its end, for sending alone, and that end's index.
+pub(super) fn inner_end(rtnl: &mut Rtnl) -> io::Result<(PacketSocket, u32)> {
+    let link = rtnl.link(INSIDE)?.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))?;
+    let index = link.header.index;
+    Ok((PacketSocket::open(index, 0)?, index))
+}
 
 /// How often and how many times an unanswered ARP question is asked again.
 pub(super) struct ArpRetry {

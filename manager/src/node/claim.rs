@@ -61,7 +61,7 @@ impl Node {
         let unavailable = |error: &(dyn std::error::Error + 'static)| ApiError::Unavailable(crate::chain(error));
         let app = apps::newest(&self.ctx.store, name).await.map_err(|error| unavailable(&error))?;
         let Some((app, content)) = app.and_then(|app| app.content.clone().map(|content| (app, content))) else {
-            return Err(ApiError::NotFound(format!("there is no container {name}; `ha-manager status` lists them")));
+            return Err(ApiError::no_container(name));
         };
         self.has_snapshot(&content, snapshot).await?;
         progress.step(format!("asking whether anything answers at the address of {name}"));

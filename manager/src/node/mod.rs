@@ -227,7 +227,7 @@ impl Node {
             self.not_being_begun(name).await?;
             return match order {
                 Order::Remove => self.remove_ownerless(name).await,
-                _ => Err(ApiError::NotFound(format!("there is no container {name}; `ha-manager status` lists them"))),
+                _ => Err(ApiError::no_container(name)),
             };
         };
         let (reply, outcome) = oneshot::channel();
@@ -269,11 +269,7 @@ impl Node {
                 recovery::clear_leftovers(&self.ctx, name).await.map_err(ApiError::Failed)?;
                 return Ok(serde_json::json!({"message": format!("the copy of {name} on this node removed")}));
             }
-            None => {
-                return Err(ApiError::NotFound(format!(
-                    "there is no container {name}; `ha-manager status` lists them"
-                )));
-            }
+            None => return Err(ApiError::no_container(name)),
         }
         Ok(serde_json::json!({"message": format!("{name} removed")}))
     }

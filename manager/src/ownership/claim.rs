@@ -338,7 +338,8 @@ pub async fn moves_since(
 
 /// The newest owner of every container that ever had one.
 ///
-/// An unreadable record is reported beside the others, so that one damaged object does not stop a node.
+/// An unreadable record is reported beside the others, so that one damaged object does not stop a node. What is in `known` is not
+/// read again.
 pub async fn all(
     store: &Store,
     known: &Newest<Owner>,

@@ -74,7 +74,8 @@ pub async fn newest(store: &Store, container: &ContainerName) -> Result<Option<A
 
 /// The newest generation of every container that has one, removals included.
 ///
-/// An unreadable one is reported beside the others, so that one damaged object does not stop a node.
+/// An unreadable one is reported beside the others, so that one damaged object does not stop a node. What is in `known` is not read
+/// again.
 pub async fn all(
     store: &Store,
     known: &Newest<App>,
